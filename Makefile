@@ -1,0 +1,57 @@
+# Everything a newcomer or CI runs. `make` alone lists the targets.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test check format sample bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+quickstart: $(VENV)/.core  ## install the torch-free core into .venv and compare all planners on the embedded sample
+	$(BIN)/grace-opt compare output=outputs/quickstart
+
+test: $(VENV)/.test  ## install what the tests need and run them
+	$(BIN)/python -m pytest -n auto
+
+check: $(VENV)/.dev  ## lint, format, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## rewrite the sources in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+sample: $(VENV)/.runtime  ## train the sample model and record the embedded trace anew (under 20 minutes on 2 cores)
+	$(BIN)/python -m runtime.sample --output outputs/sample
+	cp outputs/sample/sample.safetensors conf/samples/sample.safetensors
+
+bench: $(VENV)/.core  ## time the exact counts and compare planners on real traces; rows go to analysis/results/
+	$(BIN)/python -m analysis.bench_traffic
+	$(BIN)/python -m analysis.bench_planners
+
+clean:  ## remove the environment and everything computed
+	rm -rf $(VENV) outputs dist build
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.core
+	$(PIP) --editable '.[runtime]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	$(PIP) --editable '.[runtime,test]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP) --editable '.[runtime,test,dev]'
+	@touch $@

@@ -1,0 +1,47 @@
+"""The two parts of a trace as planning problems: fitted on one, judged on the other."""
+
+import dataclasses
+import time
+from collections.abc import Iterable
+
+from analysis.results import Row, price
+from grace_opt.cost import CostModel
+from grace_opt.homes import Homes
+from grace_opt.model import MoEModel
+from grace_opt.problem import Problem, check_trace, smallest_slots
+from grace_opt.solution import Planner, Solution
+from grace_opt.split import Split
+from grace_opt.topology import Topology
+from grace_opt.trace import Trace
+
+
+def problems(
+    model: MoEModel, topology: Topology, trace: Trace, split: Split, homes: Homes, slots_per_rank: int | None
+) -> dict[str, Problem]:
+    """The parts `fit` and `held_out`, each with homes of its own; without a budget, slots for every expert once."""
+    check_trace(trace, model)
+    slots = smallest_slots(model, topology) if slots_per_rank is None else slots_per_rank
+    parts = zip(("fit", "held_out"), split(trace), strict=True)
+    return {name: Problem(model, topology, homes(part, topology.num_ranks), slots) for name, part in parts}
+
+
+def with_wanted_slots(parts: dict[str, Problem], planners: Iterable[Planner]) -> dict[str, Problem]:
+    """The same parts with as many slots per rank as the planner that asks for most; all get the same memory."""
+    wanted = [planner.slots_wanted(parts["fit"]) for planner in planners if hasattr(planner, "slots_wanted")]
+    slots = max([*wanted, int(parts["fit"].slots_per_rank.max())])
+    return {name: dataclasses.replace(part, slots=slots) for name, part in parts.items()}
+
+
+def solve(planner: Planner, problem: Problem) -> Solution:
+    """The planner's solution with the seconds it took."""
+    start = time.perf_counter()
+    solution = planner(problem)
+    return dataclasses.replace(solution, seconds=time.perf_counter() - start)
+
+
+def price_parts(
+    name: str, planner: Planner | None, parts: dict[str, Problem], solution: Solution, cost: CostModel
+) -> list[Row]:
+    """One row for each part; `planner` is None for a plan from a file."""
+    method = "file" if planner is None else type(planner).__name__
+    return [price(name, method, split, part, solution, cost) for split, part in parts.items()]

@@ -1,0 +1,35 @@
+"""Where a measurement comes from: commit, machine, date; and the CSV files that keep measurements."""
+
+import csv
+import datetime
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from grace_opt.traffic import num_cores
+
+
+def provenance() -> dict[str, str]:
+    """Commit, machine and date of a measurement."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
+    return {
+        "commit": git.stdout.strip() or "unknown",
+        "machine": f"{cpu}, {num_cores()} cores",
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Append rows to a CSV file, with a header if it is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)

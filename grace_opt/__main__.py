@@ -1,0 +1,68 @@
+"""`grace-opt COMMAND key=value ...`: run a command configured by `conf/`."""
+
+import sys
+import warnings
+
+from omegaconf import OmegaConf
+
+from grace_opt import __version__
+from grace_opt.configuration import CONF_DIR, commands, first_comment, groups, read_configuration, run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        Exit code: 0 done, 2 bad input (one line on stderr says which), 130 interrupted.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    warnings.showwarning = _print_warning
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(_overview())
+        elif arguments[0] == "--version":
+            print(f"grace-opt {__version__}")
+        elif {"-h", "--help"} & set(arguments[1:]):
+            print(_help(arguments[0]))
+        else:
+            run(read_configuration(arguments[0], arguments[1:]))
+    except (ValueError, OSError) as error:
+        print(f"grace-opt: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("grace-opt: interrupted; what was finished is in the output folder", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _overview() -> str:
+    names = "\n".join(f"  {name:<10} {what}" for name, what in commands().items())
+    return f"usage: grace-opt COMMAND key=value ...\n\n{names}\n\n`grace-opt COMMAND --help` shows options and choices."
+
+
+def _help(command: str) -> str:
+    config = read_configuration(command, [])
+    path = CONF_DIR / f"{command}.yaml"
+    text = path.read_text(encoding="utf-8")
+    lines = [f"usage: grace-opt {command} key=value ...", "", first_comment(path), "", "Options:"]
+    for line in text.split("\n\n", 1)[1].splitlines():
+        key, _, rest = line.partition(":")
+        value, _, comment = rest.partition("#")
+        if key != "_target_" and value:
+            lines.append(f"  {f'{key}={value.strip()}':<34} {comment.strip()}")
+    lines += ["", "Parts (group=choice; * is the default; options of a part as group.option=value):"]
+    for group, choices in groups().items():
+        used = f"- {group}: " in text or f"- optional {group}: " in text or f"- {group}@" in text
+        for choice, what in choices.items() if used else ():
+            star = "*" if f": {choice}\n" in "".join(x + "\n" for x in text.splitlines() if f"- {group}" in x) else " "
+            lines.append(f"  {star} {f'{group}={choice}':<34} {what}")
+    lines += ["", "All values, composed:", "", OmegaConf.to_yaml(config).rstrip()]
+    return "\n".join(lines)
+
+
+def _print_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"grace-opt: warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

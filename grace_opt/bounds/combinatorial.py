@@ -1,0 +1,63 @@
+"""Lower bounds from counting slots: they hold for every plan within the problem's slots, whatever its routing.
+
+Data: load_e tokens that chose expert e, s_r slots of rank r, K experts a token chose, home rank of every token.
+All three count the trace as one batch. Rows of batches add up to rows of the trace; the busiest rank's load, summed
+over batches, is no less than that of the trace.
+
+Example: experts with loads 6, 2, 2 and 2 on 4 ranks of 1 slot: the hottest has no room for a second copy, so one rank
+serves 6. With one slot more it may have two copies, and the bound falls to max(6 / 2, 12 / 4) = 3.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grace_opt.problem import Problem
+from grace_opt.profile import expert_loads
+
+
+def busiest_rank_load(problem: Problem) -> NDArray[np.float64]:
+    """[L] no plan's busiest rank serves fewer (token, expert) pairs: max over j of (sum of the j largest loads) / m_j.
+
+    Proof: the other E - j experts need a slot each, so the j hottest have at most sum s_r - (E - j) copies and lie on
+    at most m_j = min(ranks with slots, that many) ranks; one of those carries at least the mean. j = 1 is the hottest
+    expert over its copies, j = E the mean over ranks.
+    """
+    hottest_LE = -np.sort(-expert_loads(problem.trace), axis=1)
+    experts_taken = np.arange(1, problem.model.num_experts + 1)
+    copies = problem.num_slots - (problem.model.num_experts - experts_taken)
+    ranks = np.minimum(np.count_nonzero(problem.slots_per_rank), copies)
+    return np.asarray((hottest_LE.cumsum(axis=1) / ranks).max(axis=1))
+
+
+def cross_node_rows(problem: Problem) -> NDArray[np.float64]:
+    """[L] no plan sends fewer rows to another node under `hierarchical`, hence under no scheme.
+
+    Proof: a token needs K distinct experts; the home node and m others hold at most the sum of their slots, so m is at
+    least the number of other nodes, largest first, that brings this sum to K.
+    """
+    topology = problem.topology
+    slots_N = np.bincount(topology.node_of_rank, problem.slots_per_rank, topology.num_nodes)
+    return _fewest_visits(problem, slots_N, topology.node_of_rank)
+
+
+def dispatched_rows(problem: Problem) -> NDArray[np.float64]:
+    """[L] no plan sends fewer rows under `flat`, hence under no scheme: every rank served but home needs a row to it.
+
+    Proof: as for `cross_node_rows`, with ranks in place of nodes.
+    """
+    return _fewest_visits(problem, problem.slots_per_rank, np.arange(problem.topology.num_ranks))
+
+
+def _fewest_visits(
+    problem: Problem, slots_G: NDArray[np.integer] | NDArray[np.float64], group_of_rank: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """[L] places (nodes or ranks) other than home that the trace's tokens must visit, summed over tokens."""
+    trace = problem.trace
+    assert trace.homes is not None
+    tokens_R = np.bincount(trace.homes, trace.lengths, problem.topology.num_ranks)
+    visits = 0.0
+    for tokens, group in zip(tokens_R, group_of_rank, strict=True):
+        others = -np.sort(-np.delete(slots_G, group))
+        held = slots_G[group] + np.concatenate(([0], np.cumsum(others)))  # at home and m = 0, 1, ... largest peers
+        visits += tokens * int(np.argmax(held >= problem.model.top_k))
+    return np.full(problem.model.num_layers, visits)

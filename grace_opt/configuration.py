@@ -1,0 +1,189 @@
+"""From `key=value` arguments to the objects they describe, with Hydra; every mistake becomes one clear line.
+
+One root file of `conf/` is one command; its `_target_` is the function that runs it. Root keys that are parameters of
+that function are handed over; others (`seed`, `scheme`, `workload`) are values that parts refer to as `${seed}`.
+"""
+
+import difflib
+import inspect
+import re
+import types
+import typing
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+_BESIDE, _CHECKOUT = Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf"
+CONF_DIR = _BESIDE if _BESIDE.is_dir() else _CHECKOUT  # a wheel carries conf/ inside the package
+
+OmegaConf.register_new_resolver("conf_dir", lambda: str(CONF_DIR), replace=True)
+
+
+def commands() -> dict[str, str]:
+    """Names of the commands and what each does: the root files and their first comment."""
+    return {path.stem: first_comment(path) for path in sorted(CONF_DIR.glob("*.yaml"))}
+
+
+def groups() -> dict[str, dict[str, str]]:
+    """The choices of each group and what each is: the folders with YAML files and their first comments."""
+    folders = sorted(path for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "clusters")
+    choices = {f.name: {p.stem: first_comment(p) for p in sorted(f.glob("*.yaml"))} for f in folders}
+    return {name: files for name, files in choices.items() if files}
+
+
+def first_comment(path: Path) -> str:
+    """What a file says about itself in its first comment line that is no Hydra directive."""
+    lines = (line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+    return next((line for line in lines if not line.startswith("@package")), "")
+
+
+def read_configuration(command: str, overrides: list[str]) -> DictConfig:
+    """Compose a command's configuration.
+
+    Raises:
+        ValueError: an override that names no key, no choice or no command, with the nearest valid name.
+    """
+    _require_known("command", command, commands())
+    with initialize_config_dir(str(CONF_DIR.absolute()), version_base="1.3"):
+        try:
+            parsed = OverridesParser.create().parse_overrides(overrides)
+            choices = [o.input_line for o in parsed if _check_choice(o.key_or_group, str(o.value())) and o.input_line]
+            valid = set(flat_keys(compose(command, choices))) | set(groups())
+            for override in parsed:
+                _check_key(override.key_or_group, override.is_add(), valid)
+            config = compose(command, overrides)
+        except OverrideParseException as error:
+            raise ValueError(f"{_one_line(error)}: expected key=value; put values with commas in quotes") from None
+        except HydraException as error:
+            raise ValueError(_one_line(error)) from None
+    _warn_of_unused(config, overrides)
+    return config
+
+
+def run(config: DictConfig) -> Any:
+    """Build all parts and call the command."""
+    try:
+        OmegaConf.resolve(config)
+    except OmegaConfBaseException as error:
+        raise ValueError(_one_line(error)) from None
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ValueError(f"{missing[0]} must be given: add {missing[0]}=VALUE")
+    command = get_object(config["_target_"])
+    parameters = [str(key) for key in config if key in inspect.signature(command).parameters]
+    check_types(config, "", only=parameters)
+    return command(**{key: build(config[key]) for key in parameters})
+
+
+def check_types(config: Any, where: str, only: list[str] | None = None) -> None:
+    """Compare plain values with the annotations of the parameters they are for, in all parts of the configuration."""
+    if not isinstance(config, DictConfig):
+        return
+    hints: dict[str, Any] = {}
+    if "_target_" in config:
+        target = get_object(config["_target_"])
+        function = target.__init__ if inspect.isclass(target) else target
+        hints = typing.get_type_hints(function)
+        known = [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
+        unknown = [str(key) for key in config if key != "_target_" and key not in known] if only is None else []
+        if unknown:
+            raise ValueError(f"{where}{unknown[0]} is no option of {config['_target_']}{_nearest(unknown[0], known)}")
+    for key in map(str, config) if only is None else only:
+        value = config[key]
+        if isinstance(value, DictConfig):
+            check_types(value, f"{where}{key}.")
+        elif key in hints and not _fits(value, hints[key]):
+            raise ValueError(f"{where}{key} must be {_name(hints[key])}, got {value!r}")
+
+
+def flat_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all values."""
+    for key in map(str, config):
+        if OmegaConf.is_dict(config._get_node(key)) and not OmegaConf.is_missing(config, key):
+            yield from flat_keys(config[key], f"{prefix}{key}.")
+        elif key != "_target_":
+            yield f"{prefix}{key}"
+
+
+def build(value: Any) -> Any:
+    """The object a part of the configuration describes; plain values stay."""
+    if not OmegaConf.is_config(value):
+        return value
+    try:
+        return instantiate(value, _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, ValueError | OSError):
+            raise cause from None
+        if isinstance(cause, TypeError):
+            raise ValueError(_one_line(cause)) from None
+        raise
+
+
+def _check_choice(key: str, value: str) -> bool:
+    """Whether an override chooses a part; raise ValueError if that choice does not exist."""
+    group, all_groups = key.split("@")[0], groups()
+    if group in all_groups and value != "None":
+        _require_known(f"{group}=", value, all_groups[group])
+    return group in all_groups
+
+
+def _check_key(key: str, adds: bool, valid: set[str]) -> None:
+    """Raise ValueError if no option and no part has this name; what `+` adds must at least belong to a part."""
+    key = key.split("@")[0]
+    known = {".".join(name.split(".")[:depth]) for name in valid for depth in range(1, name.count(".") + 2)}
+    wanted = key.rpartition(".")[0] if adds or key.endswith("._target_") else key
+    if wanted not in known and key not in known:
+        raise ValueError(f"unknown option {key!r}{_nearest(key, sorted(valid))}")
+
+
+def _warn_of_unused(config: DictConfig, overrides: list[str]) -> None:
+    """Warn when a value was set that nothing in this configuration refers to."""
+    parameters = inspect.signature(get_object(config["_target_"])).parameters
+    text = OmegaConf.to_yaml(config)
+    for override in overrides:
+        root = re.split(r"[.=]", override.lstrip("+"))[0]
+        if root in config and root not in parameters and root != "experiment" and f"${{{root}" not in text:
+            warnings.warn(f"{override} has no effect: nothing in this configuration uses {root}", stacklevel=2)
+
+
+def _require_known(what: str, name: str, valid: typing.Iterable[str]) -> None:
+    if name not in valid:
+        raise ValueError(f"{what}{'' if what.endswith('=') else ' '}{name} does not exist{_nearest(name, list(valid))}")
+
+
+def _nearest(name: str, valid: list[str]) -> str:
+    last = {v.split(".")[-1]: v for v in reversed(valid)}
+    near = difflib.get_close_matches(name, [*valid, *last], n=1, cutoff=0.5)
+    return f"; did you mean {last.get(near[0], near[0])}?" if near else f"; valid: {', '.join(sorted(valid))}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value fits a plain annotation; annotations that are not plain fit anything."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    plain: dict[Any, Callable[[Any], bool]] = {
+        int: lambda v: type(v) is int,
+        float: lambda v: type(v) in (int, float),
+        bool: lambda v: type(v) is bool,
+        str: lambda v: isinstance(v, str),
+        type(None): lambda v: v is None,
+    }
+    return any(plain[option](value) if option in plain else True for option in options)
+
+
+def _name(hint: Any) -> str:
+    return str(hint) if isinstance(hint, types.UnionType) else getattr(hint, "__name__", str(hint))

@@ -1,0 +1,1 @@
+"""Planners, one published method a file under its published name."""

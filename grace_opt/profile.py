@@ -1,0 +1,32 @@
+"""What planners read off a trace: how often each expert is chosen, and how often two are chosen together."""
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from grace_opt.trace import Trace
+
+
+def expert_loads(trace: Trace) -> NDArray[np.int64]:
+    """[L, E] tokens that chose each expert."""
+    load_LE = np.zeros((trace.num_layers, trace.num_experts), np.int64)
+    for layer in range(trace.num_layers):
+        ids_TK = np.asarray(trace.expert_ids[layer])
+        for start, stop in trace.runs():
+            load_LE[layer] += np.bincount(ids_TK[start:stop].ravel(), minlength=trace.num_experts)
+    return load_LE
+
+
+def affinity(trace: Trace, layer: int) -> NDArray[np.int64]:
+    """[E, E] tokens that chose both experts in this layer (GRACE-MoE section 3); the diagonal is 0."""
+    return np.asarray(_count_pairs(trace.layer(layer), trace.num_experts))
+
+
+@njit(nogil=True, cache=True)
+def _count_pairs(ids_TK, num_experts):  # type: ignore[no-untyped-def]
+    count_EE = np.zeros((num_experts, num_experts), np.int64)
+    for token in range(ids_TK.shape[0]):
+        for i in range(ids_TK.shape[1]):
+            for j in range(i):
+                count_EE[ids_TK[token, i], ids_TK[token, j]] += 1
+    return count_EE + count_EE.T

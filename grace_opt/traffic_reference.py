@@ -1,0 +1,120 @@
+"""The slow readable reference of `traffic`: token by token, copy by copy, straight from the definitions.
+
+It shares nothing with the fast path but the types: the copies that may serve a token follow the table in `routing.py`,
+the rows it causes the table in `traffic.py`. Use it to check the kernel, never to plan.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grace_opt.placement import Placement
+from grace_opt.plan import Plan
+from grace_opt.routing import CYCLE
+from grace_opt.trace import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceTraffic:
+    """What the reference counts, per layer and batch.
+
+    Attributes:
+        tokens: int64 [L, B, P], (token, expert) pairs served by each physical expert.
+        dispatch: by scheme, int64 [L, B, R, R] rows rank to rank of each stage, diagonal 0.
+    """
+
+    tokens: NDArray[np.int64]
+    dispatch: dict[str, tuple[NDArray[np.int64], ...]]
+
+
+def traffic_reference(trace: Trace, plan: Plan, tokens_per_rank: int | None = None) -> ReferenceTraffic:
+    """Count the traffic of a plan as `traffic.traffic` does, one token after the other."""
+    ranks, placement = plan.num_ranks, plan.placement
+    batches_of_rank = deal_batches(trace, ranks, tokens_per_rank)
+    shape = (trace.num_layers, len(batches_of_rank[0]))
+    tokens = np.zeros((*shape, placement.num_physical), np.int64)
+    pairs, flat, across, inside = (np.zeros((*shape, ranks, ranks), np.int64) for _ in range(4))
+    for layer, batch in np.ndindex(shape):
+        for home in range(ranks):
+            times_chosen: dict[int, int] = defaultdict(int)  # by tokens of this rank, in this batch
+            for token in batches_of_rank[home][batch]:
+                visited_ranks, visited_nodes = set(), set()
+                for expert in trace.expert_ids[layer, token].tolist():
+                    order = copies_in_turn(plan, layer, home, expert)
+                    copy = order[(home + times_chosen[expert]) % len(order)]
+                    times_chosen[expert] += 1
+                    rank = rank_of_copy(placement, copy)
+                    tokens[layer, batch, copy] += 1
+                    pairs[layer, batch, home, rank] += rank != home
+                    visited_ranks.add(rank)
+                    visited_nodes.add(plan.node_of_rank[rank])
+                for node in visited_nodes - {plan.node_of_rank[home]}:
+                    across[layer, batch, home, proxy(plan.ranks_per_node, home, node)] += 1
+                for rank in visited_ranks:
+                    already_at = proxy(plan.ranks_per_node, home, plan.node_of_rank[rank])
+                    flat[layer, batch, home, rank] += rank != home
+                    inside[layer, batch, already_at, rank] += rank != already_at
+    return ReferenceTraffic(tokens, {"pairs": (pairs,), "flat": (flat,), "hierarchical": (across, inside)})
+
+
+def deal_batches(trace: Trace, num_ranks: int, tokens_per_rank: int | None) -> list[list[list[int]]]:
+    """Tokens of each rank and batch [R][B]: a rank's tokens in order, cut into near-equal parts."""
+    assert trace.homes is not None
+    tokens_of_rank: list[list[int]] = [[] for _ in range(num_ranks)]
+    for start, stop, home in zip(trace.starts, trace.stops, trace.homes, strict=True):
+        tokens_of_rank[home].extend(range(start, stop))
+    longest = max(len(tokens) for tokens in tokens_of_rank)
+    num = 1 if tokens_per_rank is None else max(1, round(longest / tokens_per_rank))
+    return [[own[len(own) * b // num : len(own) * (b + 1) // num] for b in range(num)] for own in tokens_of_rank]
+
+
+def copies_in_turn(plan: Plan, layer: int, home: int, expert: int) -> list[int]:
+    """Physical experts in the order in which tokens of rank `home` that chose `expert` poll them."""
+    slots = plan.placement.slots[layer].ravel().tolist()
+    copies = [physical for physical, held in enumerate(slots) if held == expert]
+    nodes, policy = plan.node_of_rank, plan.routing.policy
+    if policy == "primary":
+        return copies[:1]
+    if policy == "tar":
+        own = [c for c in copies if rank_of_copy(plan.placement, c) == home]
+        near = [c for c in copies if nodes[rank_of_copy(plan.placement, c)] == nodes[home]]
+        copies = own or near or copies
+    if plan.routing.weights is None:
+        return copies
+    weights = plan.routing.weights[layer].ravel().tolist()
+    return [copies[i] for i in polling_order([weights[c] for c in copies])]
+
+
+def polling_order(weights: Sequence[float]) -> list[int]:
+    """Copies (by position) in the order they are polled: the one furthest behind its share, ties to the first."""
+    if len(set(weights)) == 1:
+        return list(range(len(weights)))
+    total = 0.0
+    for weight in weights:
+        total += weight
+    taken = [0] * len(weights)
+    order = []
+    for turn in range(1, max(CYCLE, len(weights)) + 1):
+        behind = [weight / total * turn - count for weight, count in zip(weights, taken, strict=True)]
+        order.append(behind.index(max(behind)))
+        taken[order[-1]] += 1
+    return order
+
+
+def rank_of_copy(placement: Placement, physical: int) -> int:
+    """The rank whose slot a physical expert is."""
+    return physical // int(placement.slots.shape[2])
+
+
+def proxy(ranks_per_node: Sequence[int], home: int, node: int) -> int:
+    """The rank of `node` where tokens of rank `home` enter it: equal local number, wrapped around on a smaller node."""
+    ranks_of_node = []
+    first = 0
+    for size in ranks_per_node:
+        ranks_of_node.append(range(first, first + size))
+        first += size
+    local = next(ranks.index(home) for ranks in ranks_of_node if home in ranks)
+    return ranks_of_node[node][local % len(ranks_of_node[node])]

@@ -1,0 +1,1 @@
+"""Run a plan: really dispatch tokens, compute experts and combine, on one device or many."""

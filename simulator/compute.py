@@ -1,0 +1,37 @@
+"""Tokens per physical expert to seconds: a roofline with a floor for loading the weights of every active expert.
+
+A rank takes  launch + sum over its active experts of max(expert_bytes / memory bandwidth, tiles * tile_flops / flops),
+tiles = ceil(tokens / tile). In decode the floor decides, so active experts count; in prefill tokens do.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grace_opt.model import MoEModel
+from grace_opt.topology import Topology
+
+
+def expert_seconds(model: MoEModel, topology: Topology, tokens_LBRS: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[L, B, R] seconds each rank computes.
+
+    Args:
+        tokens_LBRS: [L, B, R, S] tokens of each physical expert, by rank.
+    """
+    launch_R, load_R, tile_R, tile_s_R = (
+        np.array(column)
+        for column in zip(
+            *(
+                (
+                    gpu.launch_s,
+                    model.expert_bytes / gpu.memory_bytes_per_s,
+                    gpu.tile_tokens,
+                    gpu.tile_tokens * model.expert_flops_per_token / gpu.flops_per_s,
+                )
+                for gpu in topology.gpus
+            ),
+            strict=True,
+        )
+    )
+    compute = -(-tokens_LBRS // tile_R[:, None]) * tile_s_R[:, None]
+    busy = np.where(tokens_LBRS > 0, np.maximum(compute, load_R[:, None]), 0.0).sum(axis=3)
+    return np.asarray(np.where(busy > 0, busy + launch_R, 0.0))

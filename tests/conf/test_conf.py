@@ -1,0 +1,99 @@
+"""Every option of every group of `conf/` builds."""
+
+import pytest
+from hydra.utils import instantiate
+
+from grace_opt.configuration import commands, groups, read_configuration, run
+from grace_opt.model import MoEModel
+from grace_opt.topology import Topology
+
+OPTIONS = [(group, choice) for group, choices in groups().items() for choice in choices]
+TOPOLOGIES = (
+    "a100_25gbe_2x2",
+    "a100_25gbe_2x4",
+    "h100_ib_1x8",
+    "h100_ib_2x8",
+    "h100_ib_4x8",
+    "h100_ib_8x8",
+    "gb200_nvl72",
+    "pcie_100gbe_2x4",
+    "custom",
+)
+MODELS = (
+    "olmoe_1b_7b",
+    "deepseek_v2_lite",
+    "qwen3_30b_a3b",
+    "gpt_oss_20b",
+    "mixtral_8x7b",
+    "deepseek_v3",
+    "qwen3_235b_a22b",
+    "sample",
+)
+BUILT_WITH_ARGUMENTS = {("split", "domain"): ["split.fit_domains=[a]"]}
+
+
+@pytest.mark.parametrize(("group", "choice"), OPTIONS)
+def test_every_option_of_every_group_builds(group, choice):
+    if group == "experiment" or (group, choice) == ("trace", "synthetic"):
+        pytest.skip("run as a whole in test_ablation.py and test_synthetic.py")
+    command = "plan" if group == "planner" else "compare"
+    config = read_configuration(command, [f"{group}={choice}", *BUILT_WITH_ARGUMENTS.get((group, choice), [])])
+    instantiate(config[group], _convert_="all")
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_the_topology_presets_have_the_ranks_their_names_say(name):
+    topology = instantiate(read_configuration("plan", [f"topology={name}"]).topology)
+    assert isinstance(topology, Topology)
+    if name == "custom":
+        assert topology.ranks_per_node == (2, 3)
+    elif name == "gb200_nvl72":
+        assert topology.ranks_per_node == (72,)
+    else:
+        nodes, ranks = name.rsplit("_", 1)[1].split("x")
+        assert topology.ranks_per_node == (int(ranks),) * int(nodes)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_model_presets_build(name):
+    assert isinstance(instantiate(read_configuration("plan", [f"model={name}"]).model), MoEModel)
+
+
+def test_deepseek_v2_lite_has_the_published_sizes():
+    model = instantiate(read_configuration("plan", ["model=deepseek_v2_lite"]).model)
+    assert model.layer_ids == range(1, 27)
+    total = model.num_layers * model.num_experts * model.expert_bytes / 2 + model.dense_bytes / 2
+    assert total == pytest.approx(15.7e9, rel=0.002)
+
+
+def test_there_is_one_root_file_per_command():
+    assert set(commands()) == {"compare", "plan", "simulate"}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("slot_per_rank=3", "unknown option 'slot_per_rank'; did you mean slots_per_rank?"),
+        ("topologi=custom", "unknown option 'topologi'; did you mean topology?"),
+        ("topology=a100_25gbe_2x3", "topology=a100_25gbe_2x3 does not exist; did you mean a100_25gbe_2x"),
+        ("topology.num_node=3", "did you mean topology.num_nodes?"),
+        ("+nonsense=1", "unknown option 'nonsense'"),
+        ("slots_per_rank", "expected key=value"),
+        ("slots_per_rank=many", "slots_per_rank must be int | None, got 'many'"),
+        ("topology.num_nodes=two", "topology.num_nodes must be int, got 'two'"),
+        ("planner.seed=1.5", "planner.seed must be int, got 1.5"),
+        ("+planner.speed=3", "planner.speed is no option of grace_opt.planners.grace.Grace"),
+        ("scheme=fast", "scheme must be one of pairs, flat, hierarchical, got 'fast'"),
+        ("split=domain", "split.fit_domains must be given"),
+    ],
+)
+def test_a_wrong_override_is_one_line_with_the_way_out(override, expected):
+    with pytest.raises(ValueError, match=".") as error:
+        run(read_configuration("plan", [override]))
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_value_nothing_uses_is_warned_of():
+    with pytest.warns(UserWarning, match="seed=3 has no effect"):
+        read_configuration("plan", ["planner=linear", "seed=3"])

@@ -1,0 +1,191 @@
+"""Tiny problems a person can check by hand, random ones for property tests, and the real recordings where present."""
+
+import copy
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from grace_opt.model import MoEModel
+from grace_opt.placement import EMPTY, Placement
+from grace_opt.plan import Plan
+from grace_opt.problem import Problem
+from grace_opt.routing import POLICIES, Routing
+from grace_opt.topology import GPU, Topology
+from grace_opt.trace import Trace
+
+settings.register_profile("grace", deadline=None, max_examples=80)  # time decides no test: the first call compiles
+settings.load_profile("grace")
+
+# A row is 20 bytes. An expert is 300 bytes, read in 0.3 s; a tile of 2 tokens computes in 0.2 s; a launch takes 0.05 s.
+MODEL = MoEModel("toy", num_layers=1, num_experts=4, top_k=2, hidden_size=10, ffn_size=5)
+DEVICE = GPU("toy", flops_per_s=3000, memory_bytes_per_s=1000, memory_bytes=3000, launch_s=0.05, tile_tokens=2)
+# A GPU's link inside the node takes 10 rows a second, a network card one.
+LINKS = {"intra_bytes_per_s": 200, "intra_latency_s": 0.01, "inter_bytes_per_s": 20, "inter_latency_s": 0.1}
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A random problem, a random plan within its slots, and a batch size."""
+
+    problem: Problem
+    plan: Plan
+    tokens_per_rank: int | None
+
+
+@pytest.fixture(scope="session")
+def shared_traces() -> Path:
+    """Folder of real recordings; they stay outside the project."""
+    folder = Path(__file__).parents[2] / "shared" / "traces"
+    if not folder.is_dir():
+        pytest.skip(f"no real routing traces in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model() -> MoEModel:
+    return MODEL
+
+
+@pytest.fixture(scope="session")
+def gpu() -> GPU:
+    return DEVICE
+
+
+@pytest.fixture(scope="session")
+def make_topology() -> Callable[..., Topology]:
+    """(num_nodes=2, ranks_per_node=2, nic_of="rank") -> equal nodes with the link speeds above."""
+    return _topology
+
+
+@pytest.fixture(scope="session")
+def make_trace() -> Callable[..., Trace]:
+    """([layer][token] lists of experts, one sequence a token unless lengths are given) -> trace with homes."""
+    return _trace
+
+
+@pytest.fixture(scope="session")
+def make_plan() -> Callable[..., Plan]:
+    """([layer][rank] lists of experts) -> plan of the toy model on 2 x 2 ranks."""
+    return _plan
+
+
+@pytest.fixture(scope="session")
+def make_problem() -> Callable[..., Problem]:
+    """(trace) -> problem of the toy model on 2 x 2 ranks with 2 slots each."""
+    return _problem
+
+
+@pytest.fixture(scope="session")
+def random_cases() -> st.SearchStrategy[Case]:
+    """All policies, replicas (also on one rank), empty slots and ranks, unequal nodes, 8- and 16-bit ids, batches."""
+    return st.builds(
+        _random_case,
+        seed=st.integers(0, 2**32 - 1),
+        policy=st.sampled_from(POLICIES),
+        ranks_per_node=st.lists(st.integers(1, 3), min_size=1, max_size=3),
+        num_experts=st.integers(1, 6),
+        num_layers=st.integers(1, 2),
+        num_sequences=st.integers(1, 6),
+        replicas=st.integers(0, 8),
+        tokens_per_rank=st.none() | st.integers(1, 8),
+    )
+
+
+@pytest.fixture(scope="session")
+def damaged() -> Callable[[Any], Iterator[tuple[str, Any]]]:
+    """(JSON value) -> ("where: what", the value with one part, at any depth, replaced or left out), all of them."""
+    return _damaged
+
+
+def _topology(num_nodes: int = 2, ranks_per_node: int = 2, nic_of: str = "rank", **changes: Any) -> Topology:
+    return Topology.two_level("toy", DEVICE, num_nodes, ranks_per_node, nic_of=nic_of, **{**LINKS, **changes})
+
+
+def _trace(
+    expert_ids: Any, homes: Any = None, lengths: Sequence[int] | None = None, dtype: Any = np.uint8, **fields: Any
+) -> Trace:
+    ids_LTK = np.array(expert_ids, dtype)
+    stops = np.cumsum(np.ones(ids_LTK.shape[1], np.int64) if lengths is None else lengths)
+    starts = np.concatenate(([0], stops[:-1]))
+    fields = {"domains": np.zeros(len(starts)), "domain_names": ("all",), "num_experts": 4, **fields}
+    return Trace(ids_LTK, starts, stops, homes=homes, **fields)
+
+
+def _plan(ranks_of_layer: Any, policy: str = "primary", weights: Any = None, nodes: Sequence[int] = (2, 2)) -> Plan:
+    placement = Placement.from_lists(ranks_of_layer, num_experts=4)
+    return Plan("toy", tuple(range(len(ranks_of_layer))), tuple(nodes), placement, Routing(policy, weights))
+
+
+def _problem(trace: Trace, slots: Any = 2, topology: Topology | None = None, model: MoEModel = MODEL) -> Problem:
+    return Problem(model, topology or _topology(), trace, slots)
+
+
+@functools.cache
+def _machine(ranks_per_node: tuple[int, ...]) -> Topology:
+    graph = nx.Graph()
+    for node, size in enumerate(ranks_per_node):
+        graph.add_edge(f"switch{node}", "spine", bytes_per_s=20, latency_s=0.05)
+        for local in range(size):
+            graph.add_node((node, local), gpu=DEVICE, node=node)
+            graph.add_edge((node, local), f"switch{node}", bytes_per_s=200, latency_s=0.01)
+    return Topology.from_graph("uneven", graph)
+
+
+def _random_case(
+    seed: int, policy: str, ranks_per_node: list[int], num_experts: int, num_layers: int, num_sequences: int,
+    replicas: int, tokens_per_rank: int | None,
+) -> Case:  # fmt: skip
+    random = np.random.default_rng(seed)
+    topology = _machine(tuple(ranks_per_node))
+    ranks, top_k = topology.num_ranks, int(random.integers(1, min(num_experts, 4) + 1))
+    model = MoEModel("toy", num_layers, num_experts, top_k, hidden_size=10, ffn_size=5, bytes_per_weight=0.01)
+    lengths = random.integers(1, 9, num_sequences)
+    ids_LTK = random.permuted(np.tile(np.arange(num_experts), (num_layers, lengths.sum(), 1)), axis=2)[..., :top_k]
+    dtype = random.choice([np.uint8, np.uint16])
+    trace = _trace(ids_LTK, lengths=lengths, dtype=dtype, num_experts=num_experts)
+    trace = trace.select(random.permutation(num_sequences))  # their order need not be that of the tokens
+    trace = replace(trace, homes=random.integers(ranks, size=num_sequences))
+    held: list[list[list[int]]] = [[[] for _ in range(ranks)] for _ in range(num_layers)]
+    for layer in held:
+        for expert in [*random.permutation(num_experts), *random.integers(num_experts, size=replicas)]:
+            layer[random.integers(ranks)].append(int(expert))
+    placement = Placement.from_lists(held, num_experts)
+    weights = None
+    if policy == "wrr" or (policy == "tar" and random.integers(2)):
+        weights = random.choice([0.1, 1, 1, 2, 3, 7.5], placement.slots.shape) * (placement.slots != EMPTY)
+    plan = Plan("toy", tuple(model.layer_ids), topology.ranks_per_node, placement, Routing(policy, weights))
+    return Case(Problem(model, topology, trace, placement.slots_used.max(axis=0)), plan, tokens_per_rank)
+
+
+ODD_VALUES = (None, True, -1, 0, 3, 2.5, 10**12, 10**30, float("nan"), "", "x", "3", [], [[]], [3, -1], {}, {"x": 1})
+
+
+def _damaged(value: Any) -> Iterator[tuple[str, Any]]:
+    for where in _places(value):
+        for odd in ODD_VALUES:
+            yield f"{where}: {odd!r}", _changed(value, where, lambda parent, key, odd=odd: parent.__setitem__(key, odd))
+        yield f"{where}: left out", _changed(value, where, lambda parent, key: parent.__delitem__(key))
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield (*path, key)
+        yield from _places(value[key], (*path, key))
+
+
+def _changed(value: Any, where: tuple[Any, ...], change: Callable[[Any, Any], None]) -> Any:
+    value = copy.deepcopy(value)
+    parent = value
+    for key in where[:-1]:
+        parent = parent[key]
+    change(parent, where[-1])
+    return value

@@ -1,0 +1,204 @@
+"""The commands as a user calls them: real processes on the embedded sample."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from grace_opt.trace_file import write_trace
+
+SMALL = ["model.name=toy", "model.num_layers=2", "model.num_experts=8", "model.top_k=2"]
+
+
+def grace_opt(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "grace_opt", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def toy_trace(tmp_path_factory):
+    """12 sequences of 20 tokens, 2 layers, 8 experts, top-2."""
+    path = tmp_path_factory.mktemp("toy") / "toy.safetensors"
+    rng = np.random.default_rng(0)
+    ids = np.argsort(rng.random((2, 240, 8)), axis=2)[:, :, :2].astype(np.uint8)
+    write_trace(
+        path, expert_ids=ids, sequence=np.arange(240) // 20, domain=np.arange(240) // 120, domain_names=("a", "b"),
+        model="toy", num_experts=8, phase="prefill", source="random", synthetic=True,
+    )  # fmt: skip
+    return path
+
+
+@pytest.fixture(scope="module")
+def toy_plan(toy_trace):
+    folder = toy_trace.parent / "plan"
+    result = grace_opt(
+        "plan", "planner=eplb", *SMALL, f"trace.path={toy_trace}", "slots_per_rank=3", f"output={folder}"
+    )
+    assert result.returncode == 0, result.stderr
+    return folder / "plan.json"
+
+
+def test_compare_plan_and_simulate_agree(toy_trace, tmp_path):
+    where = [*SMALL, f"trace.path={toy_trace}", "slots_per_rank=4"]
+    compared = grace_opt("compare", *where, f"output={tmp_path}/compare")
+    assert compared.returncode == 0, compared.stderr
+    assert compared.stderr == ""
+    result = json.loads((tmp_path / "compare" / "result.json").read_text())
+    assert (result["command"], result["status"]) == ("compare", "complete")
+    assert result["problem"]["synthetic"] is True
+    assert "SYNTHETIC" in compared.stdout
+    for name in ("affinity", "load_per_rank", "phases", "traffic_against_balance"):
+        assert (tmp_path / "compare" / "figures" / f"{name}.png").stat().st_size > 5000
+    planned = grace_opt("plan", "planner=eplb", *where, f"output={tmp_path}/plan")
+    assert planned.returncode == 0, planned.stderr
+    priced = grace_opt("simulate", f"plan={tmp_path}/plan/plan.json", *where[:-1], f"output={tmp_path}/price")
+    assert priced.returncode == 0, priced.stderr
+    fields = ("layer_time_s", "cross_node_rows_per_token", "intra_node_rows_per_token", "load_max_over_mean")
+
+    def eplb(folder):
+        rows = json.loads((tmp_path / folder / "result.json").read_text())["rows"]
+        return {r["split"]: [r[f] for f in fields] for r in rows if r["planner"] == "eplb"}
+
+    assert eplb("compare") == eplb("plan") == eplb("price")
+    assert set(eplb("compare")) == {"fit", "held_out"}
+
+
+def test_help_shows_options_and_choices():
+    overview = grace_opt()
+    assert overview.returncode == 0
+    assert all(name in overview.stdout for name in ("compare", "plan", "simulate"))
+    text = grace_opt("compare", "--help").stdout
+    assert "slots_per_rank=null" in text
+    assert "* topology=a100_25gbe_2x2" in text
+    assert "model=deepseek_v3" in text
+
+
+def test_a_planner_that_does_not_fit_is_a_row_with_its_error(toy_trace, tmp_path):
+    result = grace_opt(
+        "compare", "only=[linear,grace]", "figures=false", *SMALL, f"trace.path={toy_trace}", "slots_per_rank=2",
+        f"output={tmp_path}",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert {row["planner"]: "error" in row for row in rows} == {"linear": False, "grace": True}
+    assert "slots_per_rank=" in result.stdout
+
+
+def run_and_expect(expected, *arguments, output):
+    """Exit code 2, one line on stderr with the expected words, and nothing written."""
+    before = sorted(output.rglob("*")) if output.exists() else None
+    result = grace_opt(*arguments, f"output={output}")
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("grace-opt: ")
+    assert expected in result.stderr
+    assert result.stdout == ""
+    assert (sorted(output.rglob("*")) if output.exists() else None) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["trace.path=nowhere.npz"], "nowhere.npz does not exist"),
+        (["model=olmoe_1b_7b"], "trace was recorded from model sample-moe, but the model given is OLMoE-1B-7B"),
+        (["slots_per_rank=3"], "fewer than the 64 experts"),
+        (["slots_per_rank=100000000"], "it holds"),
+        (["slots_per_rank=-1"], "slots_per_rank"),
+        (["topology.inter_bytes_per_s=0"], "bandwidth"),
+        (["topology.intra_bytes_per_s=nan"], "bandwidth (bytes_per_s) of link"),
+        (["topology=custom", "topology.path=nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["split=domain", "split.fit_domains=[poetry]"], "no domain 'poetry'"),
+        (["split=random", "split.fit_share=0.0001"], "leaves the fit part empty"),
+        (["slot_per_rank=3"], "did you mean slots_per_rank?"),
+        (["planer=grace"], "did you mean planner?"),
+        (["planner=grase"], "did you mean grace?"),
+        (["workload.tokens_per_rank=0"], "tokens_per_rank must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, expected, tmp_path):
+    run_and_expect(expected, "plan", "planner=linear", *arguments, output=tmp_path / "out")
+
+
+def test_a_grace_plan_over_budget_says_what_it_wanted(tmp_path):
+    run_and_expect("the budget is 16", "plan", "planner=grace", "slots_per_rank=16", output=tmp_path / "out")
+
+
+def test_an_unknown_command_is_one_line():
+    result = grace_opt("compere")
+    assert result.returncode == 2
+    assert "did you mean compare?" in result.stderr
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    run_and_expect("is no folder that can be written to", "plan", "planner=linear", output=tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_failed_run_leaves_an_earlier_result(toy_trace, toy_plan):
+    before = {path: path.read_bytes() for path in toy_plan.parent.iterdir()}
+    run_and_expect(
+        "fewer than",
+        "plan",
+        "planner=eplb",
+        *SMALL,
+        f"trace.path={toy_trace}",
+        "slots_per_rank=1",
+        output=toy_plan.parent,
+    )
+    assert {path: path.read_bytes() for path in toy_plan.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda text: text[: len(text) // 2], "truncated"),
+        (lambda text: text.replace('"version": 1', '"version": 9'), "version"),
+        (lambda text: text.replace('"policy": "uniform"', '"policy": "primary"'), "digest"),
+        (lambda text: text.replace('"model": "toy"', '"model": "other"'), "digest"),
+    ],
+)
+def test_a_damaged_plan_is_one_line(change, expected, toy_trace, toy_plan, tmp_path):
+    (tmp_path / "plan.json").write_text(change(toy_plan.read_text()))
+    run_and_expect(
+        expected, "simulate", f"plan={tmp_path}/plan.json", *SMALL, f"trace.path={toy_trace}", output=tmp_path / "out"
+    )
+
+
+def test_a_plan_of_another_model_or_cluster_is_refused(toy_trace, toy_plan, tmp_path):
+    run_and_expect("plan is for model toy", "simulate", f"plan={toy_plan}", output=tmp_path / "out")
+    run_and_expect(
+        "plan is for nodes of [2, 2] ranks", "simulate", f"plan={toy_plan}", *SMALL, f"trace.path={toy_trace}",
+        "topology=h100_ib_1x8", output=tmp_path / "out",
+    )  # fmt: skip
+
+
+def test_an_interrupted_compare_leaves_its_finished_rows(toy_trace, tmp_path):
+    """A planner that takes minutes stands last; the interrupt comes while it works."""
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "grace_opt", "compare", *SMALL, f"trace.path={toy_trace}", f"output={tmp_path}",
+            "only=[linear,eplb,slow]", "slots_per_rank=4", "figures=false",
+            "+planners.slow={_target_: tests.grace_opt.slow_planner.Slow}",
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (tmp_path / "plans" / "eplb.json").exists():
+        time.sleep(0.1)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["status"] == "partial"
+    assert {row["planner"] for row in result["rows"]} == {"linear", "eplb"}

@@ -1,0 +1,44 @@
+"""Seconds of experts by hand: an expert is read in 0.3 s, a tile of 2 tokens takes 0.2 s, a launch 0.05 s."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from grace_opt.model import MoEModel
+from grace_opt.topology import Topology
+from simulator.compute import expert_seconds
+
+
+@pytest.mark.parametrize(
+    ("tokens", "seconds"),
+    [
+        ([0, 0], 0),  # no token, no launch
+        ([1, 0], 0.05 + 0.3),  # reading the weights is the floor
+        ([2, 0], 0.05 + 0.3),
+        ([3, 0], 0.05 + 0.4),  # two tiles
+        ([4, 0], 0.05 + 0.4),
+        ([5, 0], 0.05 + 0.6),
+        ([2, 2], 0.05 + 0.6),  # the same four tokens on two experts: both are read
+        ([1, 7], 0.05 + 0.3 + 0.8),
+    ],
+)
+def test_a_rank_takes_a_launch_and_the_floor_or_tiles_of_each_active_expert(
+    model: MoEModel, make_topology: Callable[..., Topology], tokens: list[int], seconds: float
+) -> None:
+    taken = expert_seconds(model, make_topology(1, 2), np.array([[[tokens, [0, 0]]]]))
+    assert taken == pytest.approx(np.array([[[seconds, 0]]]))
+
+
+def test_ranks_may_differ_in_speed(model: MoEModel, make_topology: Callable[..., Topology]) -> None:
+    topology = make_topology(1, 2)
+    slow = replace(topology.gpus[0], flops_per_s=1500, memory_bytes_per_s=500, launch_s=0.1, tile_tokens=4)
+    topology = replace(topology, gpus=(topology.gpus[0], slow))  # a tile of 4 tokens takes 0.8 s, reading 0.6 s
+    taken = expert_seconds(model, topology, np.array([[[[6], [6]], [[1], [1]]]]))
+    assert taken == pytest.approx(np.array([[[0.05 + 0.6, 0.1 + 1.6], [0.05 + 0.3, 0.1 + 0.8]]]))
+
+
+def test_more_tokens_never_take_less(model: MoEModel, make_topology: Callable[..., Topology]) -> None:
+    tokens_LBRS = np.arange(40).reshape(40, 1, 1, 1)
+    assert (np.diff(expert_seconds(model, make_topology(1, 1), tokens_LBRS).ravel()) >= 0).all()
