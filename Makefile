@@ -30,28 +30,30 @@ sample: $(VENV)/.runtime  ## train the sample model and record the embedded trac
 	$(BIN)/python -m runtime.sample --output outputs/sample
 	cp outputs/sample/sample.safetensors conf/samples/sample.safetensors
 
-bench: $(VENV)/.core  ## time the exact counts and compare planners on real traces; rows go to analysis/results/
+bench: $(VENV)/.core  ## time counts and planners, compare planners on real traces; rows go to analysis/results/
 	$(BIN)/python -m analysis.bench_traffic
+	$(BIN)/python -m analysis.bench_plan_time
 	$(BIN)/python -m analysis.bench_planners
 
 clean:  ## remove the environment and everything computed
 	rm -rf $(VENV) outputs dist build
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	@echo 'installing into $(VENV): half a minute or more'
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) --editable .
+	@$(PIP) --editable .
 	@touch $@
 
 $(VENV)/.runtime: $(VENV)/.core
-	$(PIP) --editable '.[runtime]'
+	@$(PIP) --editable '.[runtime]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	$(PIP) --editable '.[runtime,test]'
+	@$(PIP) --editable '.[runtime,test]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(PIP) --editable '.[runtime,test,dev]'
+	@$(PIP) --editable '.[runtime,test,dev]'
 	@touch $@

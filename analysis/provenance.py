@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from grace_opt.traffic import num_cores
+from grace_opt.cores import num_cores
 
 
 def provenance() -> dict[str, str]:

@@ -76,6 +76,6 @@ def _headline(problem: Mapping[str, Any]) -> str:
     return (
         f"{problem['model']} on {problem['topology']}: {problem['slots_per_rank']} slots per rank, "
         f"{problem['scheme']} scheme, {'one batch' if batch is None else f'batches of about {batch} tokens per rank'}\n"
-        f"{kind}: {problem['trace']} ({tokens})\n"
+        f"{kind}: {problem['trace']} ({tokens}{'' if problem['trace_names_model'] else '; the file names no model'})\n"
         "predicted times, mean over layers; rows are those of dispatch\n"
     )

@@ -94,6 +94,7 @@ def describe(problem: Problem, parts: Mapping[str, Problem], cost: CostModel) ->
         "num_ranks": problem.topology.num_ranks,
         "slots_per_rank": int(slots[0]) if (slots == slots[0]).all() else slots.tolist(),
         "trace": trace.source,
+        "trace_names_model": bool(trace.model),
         "synthetic": trace.synthetic,
         "phase": trace.phase,
         "scheme": cost.scheme,

@@ -1,5 +1,6 @@
 """`grace-opt COMMAND key=value ...`: run a command configured by `conf/`."""
 
+import os
 import sys
 import warnings
 
@@ -26,6 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(_help(arguments[0]))
         else:
             run(read_configuration(arguments[0], arguments[1:]))
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         print(f"grace-opt: {error}", file=sys.stderr)
         return 2

@@ -22,7 +22,6 @@ The seed alone decides the output, not the machine or the number of threads: noi
 and all terms of a logit are multiples of 2^-18, so that sums below 64 are exact in float32 whatever their order.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 
@@ -31,6 +30,7 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from grace_opt.cores import num_cores
 from grace_opt.trace import Trace
 from grace_opt.trace_file import read_trace
 from grace_opt.trace_statistics import TraceStatistics, fit_statistics, measure
@@ -167,7 +167,7 @@ def _fill(trace: Trace, curve_LE: NDArray[np.float64], scales: Scales, seed: int
         terms = _rounded(direction_DE), gumbel, rng.integers(2**63, dtype=np.uint64)
         _choose(trace.expert_ids[layer], _fit_bias(load_E, trace.top_k, latent_TD, terms), latent_TD, *terms, 1)
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(num_cores()) as threads:
         list(threads.map(fill, range(trace.num_layers)))
 
 

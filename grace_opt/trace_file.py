@@ -3,7 +3,7 @@
 The safetensors file holds `expert_ids` uint8 or uint16 [L, T, K], `sequence` uint32 [T] and `domain` uint8 [T] (one
 value a token; the tokens of a sequence stand together), and as metadata format, version, model, num_experts, phase,
 source, domain_names (a JSON list) and synthetic ("true" or "false"). An npz recording holds `expert_ids` [T, L, K],
-`sequence`, `domain`, `domain_names` and `num_experts`.
+`sequence` and `num_experts`, and if it likes `domain`, `domain_names`, `phase` and `model`.
 """
 
 import json
@@ -69,11 +69,10 @@ def write_trace(
     write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
-def read_trace(path: str | Path, model: str = "") -> Trace:
+def read_trace(path: str | Path) -> Trace:
     """Read a trace, .safetensors (memory-mapped) or .npz, and check every expert id once.
 
-    Args:
-        model: name of the model an .npz recording is of; a .safetensors file says so itself.
+    An .npz recording need not name its model; `trace.model` is then "", and only shapes tell it from other models.
 
     Raises:
         ValueError: what the file holds is not a trace; the message names file and field.
@@ -86,7 +85,7 @@ def read_trace(path: str | Path, model: str = "") -> Trace:
     if path.suffix not in readers:
         raise ValueError(f"{path}: a trace is a .safetensors or .npz file, got {path.suffix or 'no suffix'!r}")
     try:
-        trace = readers[path.suffix](path, model)
+        trace = readers[path.suffix](path)
         check_expert_ids(trace.expert_ids, trace.num_experts)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -124,7 +123,7 @@ def _trace(
     )  # fmt: skip
 
 
-def _read_safetensors(path: Path, model: str) -> Trace:
+def _read_safetensors(path: Path) -> Trace:
     tensors, metadata = _map_safetensors(path)
     if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
         raise ValueError(
@@ -140,7 +139,7 @@ def _read_safetensors(path: Path, model: str) -> Trace:
         raise ValueError(f"synthetic must be true or false, got {metadata['synthetic']!r}")
     return _trace(
         tensors["expert_ids"], tensors["sequence"], tensors["domain"], _domain_names(metadata["domain_names"]),
-        metadata["model"] or model, _num_experts(metadata["num_experts"]), metadata["phase"], metadata["source"],
+        metadata["model"], _num_experts(metadata["num_experts"]), metadata["phase"], metadata["source"],
         metadata["synthetic"] == "true",
     )  # fmt: skip
 
@@ -192,7 +191,7 @@ def _num_experts(value: object) -> int:
     return int(str(value))
 
 
-def _read_npz(path: Path, model: str) -> Trace:
+def _read_npz(path: Path) -> Trace:
     loaded = np.load(path, allow_pickle=False)
     if not isinstance(loaded, np.lib.npyio.NpzFile):
         raise ValueError("it holds one array, not the named arrays of an .npz file")
@@ -214,7 +213,7 @@ def _read_npz(path: Path, model: str) -> Trace:
             )
         sequence, num_experts = read("sequence"), _num_experts(read("num_experts"))
         domain = read("domain", np.zeros(len(ids_TLK), np.uint8))
-        names, phase = read("domain_names", ["all"]), str(read("phase", "mixed"))
+        names, phase, model = read("domain_names", ["all"]), str(read("phase", "mixed")), str(read("model", ""))
         if names.ndim != 1:
             raise ValueError(f"domain_names must be a list of names, got {names}")
     ids_LTK = np.ascontiguousarray(ids_TLK.transpose(1, 0, 2))

@@ -182,6 +182,29 @@ def _groups(fit: Trace, held_out: Trace, layer: int) -> dict[str, float]:
     }
 
 
+def groups_of_independent_draws(trace: Trace) -> float:
+    """Distinct fitted groups of a token that draws its experts independently by load: what loads alone explain.
+
+    To be held against `groups_fitted`: the same groups, the same odd sequences, mean over layers.
+    """
+    fit, held_out = Alternate()(trace)
+    num_groups = min(NUM_GROUPS, trace.num_experts)
+    visits = 0
+    for layer in range(trace.num_layers):
+        index_E = np.arange(trace.num_experts) * num_groups // trace.num_experts
+        drawn_TK = independent_draws(held_out.layer(layer), trace.num_experts)
+        visits += _distinct(drawn_TK, _exchange(affinity(fit, layer), index_E), num_groups)
+    return visits / (held_out.num_tokens * trace.num_layers)
+
+
+def independent_draws(ids_TK: NDArray[np.unsignedinteger], num_experts: int, seed: int = 0) -> NDArray[np.int64]:
+    """As many tokens [T, K], each K experts drawn without replacement in proportion to the loads (the Gumbel trick)."""
+    load_E = np.bincount(ids_TK.ravel(), minlength=num_experts)
+    noise_TE = np.random.default_rng(seed).gumbel(size=(len(ids_TK), num_experts))
+    with np.errstate(divide="ignore"):  # an expert that nobody chose is drawn last
+        return np.argsort(-(np.log(load_E) + noise_TE), axis=1)[:, : ids_TK.shape[1]]
+
+
 @njit(nogil=True, cache=True)
 def _exchange(count_EE, group_E):  # type: ignore[no-untyped-def]
     """[E] groups of the same sizes: two experts change places as long as that keeps more pairs together."""

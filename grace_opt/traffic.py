@@ -15,7 +15,6 @@ Example: 2 nodes x 2 ranks, expert e on rank e, a token at home on rank 0 that c
 `flat` send rows 0->1, 0->2, 0->3; `hierarchical` sends 0->2 across, then 0->1 and 2->3 inside the nodes.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,6 +22,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from grace_opt.cores import num_cores
 from grace_opt.plan import Plan
 from grace_opt.routing import schedules
 from grace_opt.topology import proxy_ranks
@@ -144,11 +144,6 @@ def traffic(trace: Trace, plan: Plan, tokens_per_rank: int | None = None, num_th
     with ThreadPoolExecutor(num_threads or num_cores()) as pool:
         list(pool.map(count, range(trace.num_layers)))
     return counts
-
-
-def num_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check(trace: Trace, plan: Plan) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from grace_opt.trace_file import read_trace
+from grace_opt.trace_statistics import fit_statistics, groups_of_independent_draws
 from runtime.sample.checkpoint import save_model
-from runtime.sample.groups import held_out_groups
 from runtime.sample.model import SampleConfig
 from runtime.sample.record import write_recording
 from runtime.sample.text import load_corpus
@@ -31,9 +31,11 @@ def main(arguments: list[str] | None = None) -> None:
     seen = draw_windows(torch.from_numpy(corpus.train), len(corpus.recorded), config.length)
     for name, windows in (("training text", seen), ("recorded modules", torch.from_numpy(corpus.recorded))):
         print(f"loss on {name}: {loss_per_byte(model, windows, corpus.tokenizer.token_bytes):.3f} nats per byte")
-    groups = held_out_groups(read_trace(output / "sample.safetensors"))
-    print("distinct groups of 8 a token visits, on held-out sequences, mean over layers:")
-    print("  ".join(f"{name} {value:.2f}" for name, value in groups.items()))
+    trace = read_trace(output / "sample.safetensors")
+    figures, independent = fit_statistics(trace).figures, groups_of_independent_draws(trace)
+    print("distinct groups of 8 that a token visits, on held-out sequences, mean over layers:")
+    print(f"index order {figures['groups_index']:.2f}, fitted to affinity {figures['groups_fitted']:.2f}", end=", ")
+    print(f"fitted, but experts drawn independently {independent:.2f}")
     seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu_started
     print(f"wrote {output}/model.safetensors and sample.safetensors in {seconds:.0f} s ({cpu_seconds:.0f} s of CPU)")
 

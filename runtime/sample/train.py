@@ -20,10 +20,10 @@ from runtime.sample.text import Corpus
 class TrainConfig:
     """How long and how fast to learn; a step sees `batch` windows of `length` tokens."""
 
-    steps: int = 1300
+    steps: int = 1700
     batch: int = 8
     length: int = 256
-    learning_rate: float = 3e-3
+    learning_rate: float = 5e-3
     warmup: int = 50
     weight_decay: float = 0.1
     seed: int = 0

@@ -9,7 +9,7 @@ import pytest
 from grace_opt.synthetic import Scales, _resized, calibrate, synthesize, synthetic_trace
 from grace_opt.trace import Trace, check_expert_ids
 from grace_opt.trace_file import read_trace, write_trace
-from grace_opt.trace_statistics import TraceStatistics, _exchange, compare, fit_statistics, measure
+from grace_opt.trace_statistics import TraceStatistics, _exchange, compare, fit_statistics, independent_draws, measure
 
 TRACES = Path(__file__).parents[2] / "../shared/traces"
 TOLERANCES = {"coupling": 0.25, "domain_shift": 0.25}
@@ -187,3 +187,10 @@ def test_impossible_sizes_are_refused_in_one_line(
 def test_a_trace_of_one_sequence_has_no_statistics(structured: Trace) -> None:
     with pytest.raises(ValueError, match="at least 2 of each, got 1 sequences"):
         fit_statistics(structured.select(np.array([0])))
+
+
+def test_independent_draws_keep_the_loads_and_repeat_no_expert() -> None:
+    drawn = independent_draws(np.array([[0, 1], [0, 2]] * 500), num_experts=4)
+    assert (drawn[:, 0] != drawn[:, 1]).all()
+    assert 3 not in drawn
+    assert np.bincount(drawn.ravel())[0] > np.bincount(drawn.ravel())[1:].max()

@@ -75,8 +75,8 @@ def test_choices_are_mapped_not_loaded(path: Path) -> None:
 
 
 def test_a_recording_is_read_token_major(tmp_path: Path) -> None:
-    np.savez(tmp_path / "r.npz", **ARRAYS, domain=[1, 1, 0], domain_names=["law", "code"], phase="decode")
-    trace = read_trace(tmp_path / "r.npz", model="toy")
+    np.savez(tmp_path / "r.npz", **ARRAYS, domain=[1, 1, 0], domain_names=["law", "code"], phase="decode", model="toy")
+    trace = read_trace(tmp_path / "r.npz")
     assert (trace.expert_ids == IDS).all() and trace.expert_ids.flags.c_contiguous
     assert (trace.model, trace.phase, trace.source) == ("toy", "decode", "r.npz")
     assert (trace.domains.tolist(), trace.domain_names) == ([1, 0], ("law", "code"))
@@ -88,7 +88,7 @@ def test_a_recording_without_domains_has_one(tmp_path: Path) -> None:
 
 
 def test_real_recordings_are_read(shared_traces: Path) -> None:
-    trace = read_trace(shared_traces / "deepseek-v2-lite.npz", model="DeepSeek-V2-Lite")
+    trace = read_trace(shared_traces / "deepseek-v2-lite.npz")
     assert trace.expert_ids.shape == (26, 33279, 6)
     assert trace.num_experts == 64 and trace.domain_names == ("intent", "law", "summary", "translation")
 

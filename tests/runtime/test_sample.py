@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from grace_opt.trace_file import read_trace
+from grace_opt.trace_statistics import fit_statistics, groups_of_independent_draws
 from runtime.sample import __main__ as command
 from runtime.sample.checkpoint import load_model, save_model
-from runtime.sample.groups import distinct_groups, fit_groups, held_out_groups, independent_draws
 from runtime.sample.model import Experts, Router, SampleConfig, SampleMoE
 from runtime.sample.record import record, write_recording
 from runtime.sample.text import Corpus, Tokenizer, load_corpus
@@ -134,19 +134,6 @@ def test_a_checkpoint_restores_model_and_tokenizer(corpus: Corpus, model: Sample
         load_model(tmp_path / "other.safetensors")
 
 
-def test_groups_hold_experts_that_are_chosen_together() -> None:
-    affinity_EE = np.array([[0, 0, 9, 0], [0, 0, 0, 9], [9, 0, 0, 0], [0, 9, 0, 0]])
-    group_E = fit_groups(affinity_EE, 2)
-    assert group_E[0] == group_E[2] != group_E[1] == group_E[3]
-    assert distinct_groups(np.array([[0, 2], [1, 2]]), group_E) == 1.5
-
-
-def test_independent_draws_keep_the_loads_and_repeat_no_expert() -> None:
-    drawn = independent_draws(np.array([[0, 1], [0, 2]] * 500), num_experts=4)
-    assert (drawn[:, 0] != drawn[:, 1]).all() and 3 not in drawn
-    assert np.bincount(drawn.ravel())[0] > np.bincount(drawn.ravel())[1:].max()
-
-
 @pytest.mark.parametrize("flags", [["--steps", "0"], ["--steps", "few"], ["--output", "/dev/null/sample"]])
 def test_a_bad_flag_ends_with_status_2(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -161,5 +148,5 @@ def test_the_sample_we_carry_has_affinity_that_its_loads_do_not_explain() -> Non
     assert trace.expert_ids.shape[0::2] == (8, 8) and trace.num_experts == 64
     assert trace.num_tokens >= 20_000 and trace.num_sequences >= 60 and len(trace.domain_names) >= 4
     assert path.stat().st_size < 1_900_000
-    groups = held_out_groups(trace)
-    assert groups["fitted"] < 0.85 * min(groups["index"], groups["independent"])
+    figures = fit_statistics(trace).figures
+    assert figures["groups_fitted"] < 0.85 * min(figures["groups_index"], groups_of_independent_draws(trace))
