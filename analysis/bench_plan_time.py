@@ -1,7 +1,7 @@
 """`make bench`: how long planning takes at the sizes people plan for.
 
-Rows go to analysis/results/plan_time.csv. EPLB: 58 layers x 256 experts to 288 slots on 32 GPUs (DeepSeek-V3), for which
-the original in Python takes about 650 ms. GRACE: 26 layers x 64 experts from half of the DeepSeek-V2-Lite trace.
+Rows go to analysis/results/plan_time.csv. EPLB: 58 layers x 256 experts to 288 slots on 32 GPUs (DeepSeek-V3), where the
+original takes about 650 ms. GRACE: 26 layers x 64 experts from half of the DeepSeek-V2-Lite trace.
 """
 
 import argparse
@@ -34,8 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     if trace.is_file():
         config = read_configuration("plan", ["model=deepseek_v2_lite", f"trace.path={trace}"])
-        built = [build(config[part]) for part in ("model", "topology", "trace", "split", "homes")]
-        fit = problems(*built, slots_per_rank=64)["fit"]
+        built = {part: build(config[part]) for part in ("model", "topology", "trace", "split", "homes")}
+        fit = problems(**built, slots_per_rank=64)["fit"]
         rows.append(row("grace", f"26 x 64 from {fit.trace.num_tokens} tokens, 2 x 2", lambda: Grace()(fit)))
     else:
         print(f"skipped: grace needs {trace}; give --traces FOLDER")

@@ -32,8 +32,7 @@ def write_recording(path: Path, model: SampleMoE, corpus: Corpus, config: TrainC
         num_experts=model.config.num_experts,
         phase="prefill",
         source=(
-            f"grace-opt's sample model, trained for {config.steps} steps from seed {config.seed} on the standard "
-            f"library of Python {platform.python_version()}, reading the middle {length} tokens of {num_sequences} "
-            "modules it was not trained on (python -m runtime.sample)."
+            f"sample model ({config.steps} steps, seed {config.seed}) reading {num_sequences} files of Python "
+            f"{platform.python_version()}'s library that it was not trained on"
         ),
     )
