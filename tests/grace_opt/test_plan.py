@@ -46,7 +46,7 @@ def test_a_layer_occurs_once(make_plan: Callable[..., Plan]) -> None:
     ("change", "message"),
     [
         ({"name": "other"}, "plan is for model toy, but the model given is other"),
-        ({"num_experts": 5}, "plan places 4 experts in layers 0..0, but model toy has 5"),
+        ({"num_experts": 5}, "plan has 4 experts in layers 0..0, but model toy has 5"),
         ({"num_layers": 2}, "but model toy has 4 experts in layers 0..1"),
         ({"first_moe_layer": 1}, "but model toy has 4 experts in layers 1..1"),
     ],
