@@ -1,7 +1,7 @@
 """`make bench`: how long planning takes at the sizes people plan for.
 
-Rows go to analysis/results/plan_time.csv. EPLB: 58 layers x 256 experts to 288 slots on 32 GPUs (DeepSeek-V3), where the
-original takes about 650 ms. GRACE: 26 layers x 64 experts from half of the DeepSeek-V2-Lite trace.
+Rows go to analysis/results/plan_time.csv. EPLB: 58 layers x 256 experts to 288 slots on 32 GPUs (DeepSeek-V3), where
+the original takes about 650 ms. GRACE: 26 layers x 64 experts from half of the DeepSeek-V2-Lite trace.
 """
 
 import argparse

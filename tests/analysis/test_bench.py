@@ -3,12 +3,13 @@
 import numpy as np
 
 from analysis.bench_planners import home_maps, mirrored
-from analysis.bench_traffic import mapped_trace, measure
+from analysis.bench_traffic import measure, write_random_trace
 from analysis.provenance import append_rows
 
 
 def test_the_traffic_benchmark_measures_what_its_row_says(tmp_path):
-    row = measure(mapped_trace(tmp_path / "bench.safetensors", num_tokens=5000, num_layers=2))
+    write_random_trace(tmp_path / "bench.safetensors", num_tokens=5000, num_layers=2)
+    row = measure(tmp_path / "bench.safetensors")
     assert (row["tokens"], row["layers"], row["slots"], row["ranks"]) == (5000, 2, 288, 64)
     assert 0 < row["fraction_of_limit"] < 1
     assert row["extra_mb"] < 300
