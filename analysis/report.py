@@ -36,7 +36,7 @@ def console() -> Console:
 def print_rows(problem: Mapping[str, Any], rows: Sequence[Row]) -> None:
     """Print what was asked and one table, held-out rows first, the fastest plan of each split in bold."""
     out = console()
-    out.print(_headline(problem), highlight=False)
+    out.print(_headline(problem, rows), highlight=False)
     splits = [s for s in ("held_out", "fit") if any(r.get("split") == s for r in rows)]
     priced = [row for row in rows if "error" not in row]
     shown = [column for column in _COLUMNS if any(row.get(column[1]) is not None for row in priced)]
@@ -69,13 +69,18 @@ def _table(rows: Sequence[Row], splits: Sequence[str], columns: Sequence[Column]
     return table
 
 
-def _headline(problem: Mapping[str, Any]) -> str:
+def _headline(problem: Mapping[str, Any], rows: Sequence[Row]) -> str:
     kind = "SYNTHETIC trace" if problem["synthetic"] else "trace"
-    tokens = ", ".join(f"{count} tokens {name}" for name, count in problem["tokens"].items())
-    batch = problem["tokens_per_rank"]
+    unnamed = "" if problem["trace_names_model"] else " (the file names no model; its shape fits)"
+    batch = {row["split"]: row["tokens_per_rank"] for row in rows if "error" not in row}
+    parts = ", ".join(
+        f"{name} {problem['tokens'][name]} in batches of {batch[name]:.0f} per rank" for name in ("fit", "held_out")
+    )
+    asked = "" if problem["tokens_per_rank"] is None else f" ({problem['tokens_per_rank']} asked for)"
     return (
         f"{problem['model']} on {problem['topology']}: {problem['slots_per_rank']} slots per rank, "
-        f"{problem['scheme']} scheme, {'one batch' if batch is None else f'batches of about {batch} tokens per rank'}\n"
-        f"{kind}: {problem['trace']} ({tokens}{'' if problem['trace_names_model'] else '; the file names no model'})\n"
+        f"{problem['scheme']} scheme\n"
+        f"{kind}: {problem['trace']}{unnamed}\n"
+        f"tokens: {parts}{asked}\n"
         "predicted times, mean over layers; rows are those of dispatch\n"
     )
