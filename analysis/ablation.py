@@ -1,6 +1,7 @@
 """The ablation of the GRACE-MoE paper, step by step, beside the paper's own figures (arXiv 2509.25041)."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
@@ -40,7 +41,7 @@ def grace_ablation(
     cost: CostModel,
     planners: dict[str, Planner],
     output: str,
-    slots_per_rank: int | None = None,
+    slots_per_rank: int | Sequence[int] | None = None,
 ) -> list[Row]:
     """Fit every step on the fit part, price it held out, and print its change against Occult beside the paper's.
 

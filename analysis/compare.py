@@ -31,7 +31,7 @@ def compare(
     planners: dict[str, Planner],
     output: str,
     only: Sequence[str] | None = None,
-    slots_per_rank: int | None = None,
+    slots_per_rank: int | Sequence[int] | None = None,
     figures: bool = True,
 ) -> list[Row]:
     """Plan with every planner on the fit part, price on both, print a table; write plans, result.json and figures.

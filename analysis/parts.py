@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from analysis.results import Row, price
 from grace_opt.cost import CostModel
@@ -16,9 +16,18 @@ from grace_opt.trace import Trace
 
 
 def problems(
-    model: MoEModel, topology: Topology, trace: Trace, split: Split, homes: Homes, slots_per_rank: int | None
+    model: MoEModel,
+    topology: Topology,
+    trace: Trace,
+    split: Split,
+    homes: Homes,
+    slots_per_rank: int | Sequence[int] | None,
 ) -> dict[str, Problem]:
-    """The parts `fit` and `held_out`, each with homes of its own; without a budget, slots for every expert once."""
+    """The parts `fit` and `held_out`, each with homes of its own; without a budget, slots for every expert once.
+
+    Args:
+        slots_per_rank: one number for all ranks, or one for each.
+    """
     check_trace(trace, model)
     slots = smallest_slots(model, topology) if slots_per_rank is None else slots_per_rank
     parts = zip(("fit", "held_out"), split(trace), strict=True)

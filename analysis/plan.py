@@ -1,5 +1,9 @@
 """`grace-opt plan`: make one plan and say what it brings."""
 
+from collections.abc import Sequence
+
+from rich.console import Console
+
 from analysis.parts import price_parts, problems, solve, with_wanted_slots
 from analysis.report import print_rows
 from analysis.results import Row, add_speedups, describe, require_writable, write_result
@@ -23,7 +27,7 @@ def plan(
     cost: CostModel,
     planner: Planner,
     output: str,
-    slots_per_rank: int | None = None,
+    slots_per_rank: int | Sequence[int] | None = None,
 ) -> list[Row]:
     """Plan on the fit part, price the plan and `linear` on both parts; write plan.json and result.json.
 
@@ -34,7 +38,8 @@ def plan(
     if slots_per_rank is None:
         parts = with_wanted_slots(parts, [planner])
     folder = require_writable(output)
-    solution = solve(planner, parts["fit"])
+    with Console(stderr=True).status("planning"):
+        solution = solve(planner, parts["fit"])
     name = str(solution.plan.provenance["planner"])
     rows = price_parts(name, planner, parts, solution, cost)
     if name != "linear":

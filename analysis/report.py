@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from analysis.results import Row
@@ -41,7 +42,8 @@ def print_rows(problem: Mapping[str, Any], rows: Sequence[Row]) -> None:
     priced = [row for row in rows if "error" not in row]
     shown = [column for column in _COLUMNS if any(row.get(column[1]) is not None for row in priced)]
     table = _table(priced, splits, shown)
-    while len(shown) > 1 and out.measure(table).maximum > out.width:
+    unbounded = out.options.update(max_width=1000)
+    while len(shown) > 1 and Measurement.get(out, unbounded, table).maximum > out.width:
         shown.remove(max(shown, key=lambda column: column[-1]))
         table = _table(priced, splits, shown)
     out.print(table)

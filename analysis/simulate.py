@@ -30,7 +30,7 @@ def simulate(
     """
     saved = read_plan(plan)
     saved.check(model, topology)
-    parts = problems(model, topology, trace, split, homes, int(saved.placement.slots_used.max()))
+    parts = problems(model, topology, trace, split, homes, saved.placement.slots_used.max(axis=0).tolist())
     folder = require_writable(output)
     name = str(saved.provenance.get("planner", "plan"))
     rows = price_parts(name, None, parts, Solution(saved), cost)

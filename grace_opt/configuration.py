@@ -10,16 +10,18 @@ import re
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 
 _BESIDE, _CHECKOUT = Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf"
 CONF_DIR = _BESIDE if _BESIDE.is_dir() else _CHECKOUT  # a wheel carries conf/ inside the package
@@ -55,7 +57,7 @@ def read_configuration(command: str, overrides: list[str]) -> DictConfig:
     with initialize_config_dir(str(CONF_DIR.absolute()), version_base="1.3"):
         try:
             parsed = OverridesParser.create().parse_overrides(overrides)
-            choices = [o.input_line for o in parsed if _check_choice(o.key_or_group, str(o.value())) and o.input_line]
+            choices = [str(override.input_line) for override in parsed if _is_choice(override)]
             valid = set(flat_keys(compose(command, choices))) | set(groups())
             for override in parsed:
                 _check_key(override.key_or_group, override.is_add(), valid)
@@ -80,7 +82,12 @@ def run(config: DictConfig) -> Any:
     command = get_object(config["_target_"])
     parameters = [str(key) for key in config if key in inspect.signature(command).parameters]
     check_types(config, "", only=parameters)
-    return command(**{key: build(config[key]) for key in parameters})
+    with Console(stderr=True).status("preparing") as status:  # shows nothing unless stderr is a terminal
+        built = {}
+        for key in parameters:
+            status.update(f"preparing {key}")
+            built[key] = build(config[key])
+    return command(**built)
 
 
 def check_types(config: Any, where: str, only: list[str] | None = None) -> None:
@@ -130,11 +137,11 @@ def build(value: Any) -> Any:
         raise
 
 
-def _check_choice(key: str, value: str) -> bool:
-    """Whether an override chooses a part; raise ValueError if that choice does not exist."""
-    group, all_groups = key.split("@")[0], groups()
-    if group in all_groups and value != "None":
-        _require_known(f"{group}=", value, all_groups[group])
+def _is_choice(override: Override) -> bool:
+    """Whether an override chooses a part (or leaves one out); raise ValueError if that choice does not exist."""
+    group, all_groups = override.key_or_group.split("@")[0], groups()
+    if group in all_groups and not override.is_delete():
+        _require_known(f"{group}=", str(override.value()), all_groups[group])
     return group in all_groups
 
 
@@ -173,8 +180,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value fits a plain annotation; annotations that are not plain fit anything."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    """Whether a value that is no part of its own (no dict) fits an annotation."""
     plain: dict[Any, Callable[[Any], bool]] = {
         int: lambda v: type(v) is int,
         float: lambda v: type(v) in (int, float),
@@ -182,8 +188,15 @@ def _fits(value: Any, hint: Any) -> bool:
         str: lambda v: isinstance(v, str),
         type(None): lambda v: v is None,
     }
-    return any(plain[option](value) if option in plain else True for option in options)
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is Sequence:
+        return isinstance(value, ListConfig) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
+    if hint is Path:
+        return isinstance(value, str)
+    return plain[hint](value) if hint in plain else False
 
 
 def _name(hint: Any) -> str:
-    return str(hint) if isinstance(hint, types.UnionType) else getattr(hint, "__name__", str(hint))
+    text = hint.__name__ if isinstance(hint, type) else str(hint)
+    return text.replace("collections.abc.", "").replace("pathlib.", "")

@@ -32,7 +32,7 @@ def read_topology(path: str | Path) -> Topology:
     if not path.is_file():
         raise FileNotFoundError(f"topology file {path} does not exist: give topology.path=FILE (.yaml)")
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
             raise ValueError(f"it must say format: {FORMAT} and version: {VERSION}")
         return Topology.from_graph(str(content["name"]), _graph(content))

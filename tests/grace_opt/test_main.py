@@ -129,6 +129,27 @@ def test_a_grace_plan_over_budget_says_what_it_wanted(tmp_path):
     run_and_expect("the budget is 16", "plan", "planner=grace", "slots_per_rank=16", output=tmp_path / "out")
 
 
+def test_ranks_may_have_different_numbers_of_slots(toy_trace, tmp_path):
+    where = [*SMALL, f"trace.path={toy_trace}"]
+    planned = grace_opt("plan", "planner=occult", "slots_per_rank=[4,2,1,1]", *where, f"output={tmp_path}")
+    assert planned.returncode == 0, planned.stderr
+    ranks = json.loads((tmp_path / "plan.json").read_text())["layers"][0]["ranks"]
+    assert [len(experts) for experts in ranks] == [4, 2, 1, 1]
+    priced = grace_opt("simulate", f"plan={tmp_path}/plan.json", *where, f"output={tmp_path}/priced")
+    assert priced.returncode == 0, priced.stderr
+    assert json.loads((tmp_path / "priced" / "result.json").read_text())["problem"]["slots_per_rank"] == [4, 2, 1, 1]
+
+
+def test_a_planner_can_be_left_out_or_added(toy_trace, tmp_path):
+    changes = ["~planner@planners.occult", "+planner@planners.again=eplb", "planners.again.forbid_duplicates=true"]
+    where = [*SMALL, f"trace.path={toy_trace}", "slots_per_rank=4", "figures=false", f"output={tmp_path}"]
+    result = grace_opt("compare", *changes, *where)
+    assert result.returncode == 0, result.stderr
+    planners = {row["planner"] for row in json.loads((tmp_path / "result.json").read_text())["rows"]}
+    assert "occult" not in planners
+    assert {"again", "eplb", "linear"} <= planners
+
+
 def test_an_unknown_command_is_one_line():
     result = grace_opt("compere")
     assert result.returncode == 2
