@@ -105,7 +105,7 @@ def check_types(config: Any, where: str, only: list[str] | None = None) -> None:
             raise ValueError(f"{where}{unknown[0]} is no option of {config['_target_']}{_nearest(unknown[0], known)}")
     for key in map(str, config) if only is None else only:
         value = config[key]
-        if isinstance(value, DictConfig):
+        if isinstance(value, DictConfig) and hints.get(key) not in (int, float, bool, str):
             check_types(value, f"{where}{key}.")
         elif key in hints and not _fits(value, hints[key]):
             raise ValueError(f"{where}{key} must be {_name(hints[key])}, got {value!r}")
@@ -172,7 +172,9 @@ def _require_known(what: str, name: str, valid: typing.Iterable[str]) -> None:
 def _nearest(name: str, valid: list[str]) -> str:
     last = {v.split(".")[-1]: v for v in reversed(valid)}
     near = difflib.get_close_matches(name, [*valid, *last], n=1, cutoff=0.5)
-    return f"; did you mean {last.get(near[0], near[0])}?" if near else f"; valid: {', '.join(sorted(valid))}"
+    if near:
+        return f"; did you mean {last.get(near[0], near[0])}?"
+    return f"; valid: {', '.join(sorted(name for name in valid if '.' not in name))}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -39,6 +39,10 @@ class Random:
 
     seed: int
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"homes: seed must not be negative, got {self.seed}")
+
     def __call__(self, trace: Trace, num_ranks: int) -> Trace:
         homes = np.random.default_rng(self.seed).integers(num_ranks, size=trace.num_sequences)
         return replace(trace, homes=homes)

@@ -109,4 +109,4 @@ def smallest_slots(model: MoEModel, topology: Topology) -> int:
 def slots_that_fit(model: MoEModel, topology: Topology) -> NDArray[np.int64]:
     """[R] slots per layer that a rank's memory holds beside the dense weights (caches and activations not counted)."""
     room = (topology.memory_bytes - model.dense_bytes) / (model.num_layers * model.expert_bytes)
-    return np.floor(room).astype(np.int64)
+    return np.floor(np.clip(room, -1, 1e9)).astype(np.int64)

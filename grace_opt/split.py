@@ -55,6 +55,10 @@ class Random:
     seed: int
     fit_share: float = 0.5
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"split: seed must not be negative, got {self.seed}")
+
     def __call__(self, trace: Trace) -> tuple[Trace, Trace]:
         if not 0 < self.fit_share < 1:
             raise ValueError(f"split.fit_share must lie between 0 and 1, got {self.fit_share}")

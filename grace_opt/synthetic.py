@@ -86,6 +86,8 @@ def synthesize(
         ValueError: no trace has this size.
     """
     _check_size(num_layers, num_experts, top_k, num_tokens)
+    if seed < 0:
+        raise ValueError(f"a synthetic trace needs a seed that is not negative, got {seed}")
     scales = scales or calibrate(statistics)
     scales = replace(scales, dimensions=scales.dimensions * num_experts / statistics.load_curve.shape[1])
     lengths, domains = _sequences(statistics, num_tokens, seed)

@@ -99,6 +99,8 @@ class Grace:
                 raise ValueError(f"grace: {field} must be one of {', '.join(map(str, choices))}, got {value!r}")
         if self.ratio is not None and not (isinstance(self.ratio, int | float) and 0 <= self.ratio <= 1):
             raise ValueError(f"grace: ratio must lie between 0 and 1, or be null for the knee, got {self.ratio!r}")
+        if self.seed < 0:
+            raise ValueError(f"grace: seed must not be negative, got {self.seed}")
 
     def __call__(self, problem: Problem) -> Solution:
         if self.over_budget == "trim":

@@ -223,3 +223,8 @@ def test_an_interrupted_compare_leaves_its_finished_rows(toy_trace, tmp_path):
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["status"] == "partial"
     assert {row["planner"] for row in result["rows"]} == {"linear", "eplb"}
+
+
+@pytest.mark.parametrize("part", ["split=random", "homes=random", "trace=synthetic", "planner=grace"])
+def test_a_negative_seed_is_one_line(part, tmp_path):
+    run_and_expect("seed", "plan", part, "seed=-1", output=tmp_path / "out")
