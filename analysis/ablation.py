@@ -39,7 +39,7 @@ def grace_ablation(
     split: Split,
     homes: Homes,
     cost: CostModel,
-    planners: dict[str, Planner],
+    steps: dict[str, Planner],
     output: str,
     slots_per_rank: int | Sequence[int] | None = None,
 ) -> list[Row]:
@@ -48,7 +48,6 @@ def grace_ablation(
     Raises:
         ValueError: bad input, or a step that does not fit into the slots.
     """
-    steps = {planner: planners[planner] for _, planner, _, _ in STEPS}
     parts = problems(model, topology, trace, split, homes, slots_per_rank)
     if slots_per_rank is None:
         parts = with_wanted_slots(parts, steps.values())
@@ -61,7 +60,7 @@ def grace_ablation(
         priced = dataclasses.replace(cost, scheme=scheme)  # type: ignore[type-var]
         row = price(name, type(steps[name]).__name__, "held_out", parts["held_out"], solutions[name], priced)
         rows.append({**row, "step": step.strip(), **_changes(row, rows[0] if rows else row, paper)})
-    about = describe(parts["fit"], parts, cost)
+    about = {**describe(parts["fit"], parts, cost, split, homes), "scheme": [scheme for _, _, scheme, _ in STEPS]}
     write_result(folder, "grace_ablation", about, rows)
     _print(about, rows)
     print(f"\nwrote {folder}/result.json and {len(solutions)} plans in plans/")
@@ -91,8 +90,9 @@ def _changes(row: Row, occult: Row, paper: tuple[float, ...] | None) -> dict[str
 def _print(about: dict[str, Any], rows: list[Row]) -> None:
     out = console()
     out.print(
-        f"GRACE ablation: {about['model']} on {about['topology']}, held out, change against Occult (flat); "
-        "in brackets the paper's mean of three models\n",
+        f"GRACE ablation: {about['model']} on {about['topology']}, held out, "
+        f"batches of {rows[0]['tokens_per_rank']:.0f} tokens per rank ({about['tokens_per_rank']} asked for)\n"
+        "change against Occult (flat); in brackets the paper's mean of three models\n",
         highlight=False,
     )
     table = Table("step", box=None, pad_edge=False, padding=(0, 2))

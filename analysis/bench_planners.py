@@ -31,7 +31,7 @@ RESULTS = Path(__file__).parent / "results" / "planners.csv"
 TRACES = {"deepseek_v2_lite": "deepseek-v2-lite.npz", "gpt_oss_20b": "gpt-oss-20b.npz"}
 TOPOLOGIES = ("a100_25gbe_2x2", "a100_25gbe_2x4", "h100_ib_1x8", "h100_ib_2x8")
 PLANNERS = ("linear", "round_robin", "eplb", "eplb_hierarchical", "occult", "grace_trimmed")
-BUDGETS = {"E": 1.0, "1.25 E": 1.25}
+BUDGETS = ("E", "more")
 NUM_MAPS = 16
 
 
@@ -62,7 +62,8 @@ def measure_cell(folder: Path, model: str, topology: str, workload: str, budget:
     config = read_configuration("compare", overrides)
     built = {key: build(config[key]) for key in ("model", "topology", "trace", "split", "homes", "cost", "planners")}
     slots = smallest_slots(built["model"], built["topology"])
-    slots = slots if BUDGETS[budget] == 1 else max(slots + 1, round(slots * BUDGETS[budget]))
+    if budget == "more":  # a quarter more, but at least one
+        slots += max(1, round(slots / 4))
     parts = problems(built["model"], built["topology"], built["trace"], built["split"], built["homes"], slots)
     held_out = list(home_maps(parts["held_out"]))
     rows = []
@@ -73,6 +74,7 @@ def measure_cell(folder: Path, model: str, topology: str, workload: str, budget:
             "phase": workload,
             "budget": budget,
             "slots_per_rank": slots,
+            "slots_over_experts": slots * built["topology"].num_ranks / built["model"].num_experts,
         }
         rows.append({**cell, "planner": name, **judge(built["planners"][name], parts["fit"], held_out, built["cost"])})
     linear = rows[0]["layer_time_s"]
@@ -84,24 +86,28 @@ def judge(planner: Planner, fit: Problem, held_out: list[Problem], cost: CostMod
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         solution = solve(planner, fit)
-    times = np.array([cost(problem, solution.plan).mean_s for problem in held_out])
+    priced = [cost(problem, solution.plan) for problem in held_out]
+    times = np.array([time.mean_s for time in priced])
     return {
         "split": "held_out",
         "scheme": cost.scheme,
         "layer_time_s": float(times.mean()),
         "layer_time_worst_map_s": float(times.max()),
         "layer_time_std_s": float(times.std()),
+        "tokens_per_rank": float(np.mean([time.tokens_per_rank for time in priced])),
         "home_maps": len(times),
+        "seed": 0,
         "plan_s": solution.seconds,
     }
 
 
 def home_maps(problem: Problem) -> Iterator[Problem]:
-    """The problem under NUM_MAPS seeded homes, each followed by its mirror."""
+    """The problem under NUM_MAPS seeded homes, each followed by its mirror unless there is one node only."""
     for seed in range(NUM_MAPS):
         trace = Random(seed)(problem.trace, problem.topology.num_ranks)
-        for dealt in (trace, mirrored(trace, problem.topology)):
-            yield dataclasses.replace(problem, trace=dealt)
+        yield dataclasses.replace(problem, trace=trace)
+        if problem.topology.num_nodes > 1:
+            yield dataclasses.replace(problem, trace=mirrored(trace, problem.topology))
 
 
 def mirrored(trace: Trace, topology: Topology) -> Trace:

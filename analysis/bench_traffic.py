@@ -109,7 +109,7 @@ def measure(path: Path) -> dict[str, Any]:
         "limit_s": round(limit, 4),
         "fraction_of_limit": round(limit / seconds, 4),
         "ns_per_choice_and_core": round(1e9 * seconds * num_cores() / trace.expert_ids.size, 3),
-        "extra_mb": round(peak[0] / 1e6, 1),
+        "extra_mb": round(peak[0] / 1e6, 1) if peak else None,
         "seed": SEED,
         **provenance(),
     }
@@ -132,6 +132,10 @@ def _read_all(ids_LTK: NDArray[Any]) -> None:
 @contextmanager
 def _peak_private_bytes() -> Iterator[list[int]]:
     """Largest growth of private memory (mapped files not counted) inside the block, sampled every 2 ms."""
+
+    if not Path("/proc/self/status").exists():  # Linux only
+        yield []
+        return
 
     def private() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -1,7 +1,6 @@
 """`grace-opt compare`: every planner on one trace and cluster, with the same slots, scheme, split and homes."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
@@ -47,7 +46,7 @@ def compare(
     if slots_per_rank is None:
         parts = with_wanted_slots(parts, chosen.values())
     folder = require_writable(output)
-    about = describe(parts["fit"], parts, cost)
+    about = describe(parts["fit"], parts, cost, split, homes)
     rows: list[Row] = []
     plans: dict[str, Plan] = {}
     progress = Console(stderr=True)
@@ -59,7 +58,7 @@ def compare(
             continue
         plans[name] = solution.plan
         write_plan(folder / "plans" / f"{name}.json", solution.plan)
-        rows += price_parts(name, planner, parts, solution, cost)
+        rows += [{**row, "plan": f"plans/{name}.json"} for row in price_parts(name, planner, parts, solution, cost)]
         write_result(folder, "compare", about, rows, complete=False)
     if not plans:
         raise ValueError(f"no planner found a plan; {rows[0]['planner']}: {rows[0]['error']}")
@@ -68,7 +67,8 @@ def compare(
     print_rows(about, rows)
     if figures:
         plots.draw_comparison(folder / "figures", parts["held_out"], plans, rows, cost.tokens_per_rank)
-    print(f"\nwrote {_listing(folder, plans, figures)}")
+    drawn = f", {len(plots.FIGURES)} figures in figures/" if figures else ""
+    print(f"\nwrote {folder}/result.json, {len(plans)} plans in plans/{drawn}")
     return rows
 
 
@@ -77,9 +77,7 @@ def _choose(planners: dict[str, Planner], only: Sequence[str] | None) -> dict[st
     unknown = [name for name in names if name not in planners]
     if unknown or not names:
         raise ValueError(f"only={names} must name planners of this comparison: {', '.join(planners)}")
+    for name in names:
+        if not callable(planners[name]):
+            raise ValueError(f"planners.{name} must be a planner, got {planners[name]!r}")
     return {name: planners[name] for name in names}
-
-
-def _listing(folder: Path, plans: dict[str, Plan], figures: bool) -> str:
-    drawn = f", {len(list((folder / 'figures').glob('*.png')))} figures in figures/" if figures else ""
-    return f"{folder}/result.json, {len(plans)} plans in plans/{drawn}"

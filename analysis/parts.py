@@ -3,12 +3,15 @@
 import dataclasses
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
 
 from analysis.results import Row, price
 from grace_opt.cost import CostModel
 from grace_opt.homes import Homes
 from grace_opt.model import MoEModel
-from grace_opt.problem import Problem, check_trace, smallest_slots
+from grace_opt.problem import Problem, check_trace, slots_that_fit, smallest_slots
 from grace_opt.solution import Planner, Solution
 from grace_opt.split import Split
 from grace_opt.topology import Topology
@@ -29,23 +32,35 @@ def problems(
         slots_per_rank: one number for all ranks, or one for each.
     """
     check_trace(trace, model)
-    slots = smallest_slots(model, topology) if slots_per_rank is None else slots_per_rank
+    slots = fitting(smallest_slots(model, topology), model, topology) if slots_per_rank is None else slots_per_rank
     parts = zip(("fit", "held_out"), split(trace), strict=True)
     return {name: Problem(model, topology, homes(part, topology.num_ranks), slots) for name, part in parts}
 
 
 def with_wanted_slots(parts: dict[str, Problem], planners: Iterable[Planner]) -> dict[str, Problem]:
-    """The same parts with as many slots per rank as the planner that asks for most; all get the same memory."""
-    wanted = [planner.slots_wanted(parts["fit"]) for planner in planners if hasattr(planner, "slots_wanted")]
-    slots = max([*wanted, int(parts["fit"].slots_per_rank.max())])
+    """The same parts with as many slots per rank as the planner that asks for most, or as fit; all get the same."""
+    fit = parts["fit"]
+    wanted = [planner.slots_wanted(fit) for planner in planners if hasattr(planner, "slots_wanted")]
+    slots = fitting(max([*wanted, int(fit.slots_per_rank.max())]), fit.model, fit.topology)
     return {name: dataclasses.replace(part, slots=slots) for name, part in parts.items()}
 
 
+def fitting(slots: int, model: MoEModel, topology: Topology) -> list[int] | int:
+    """So many slots on every rank, fewer where memory is smaller; unchanged if not even the experts fit."""
+    fits = np.minimum(slots, np.maximum(slots_that_fit(model, topology), 0))
+    return fits.tolist() if fits.sum() >= model.num_experts else slots
+
+
 def solve(planner: Planner, problem: Problem) -> Solution:
-    """The planner's solution with the seconds it took."""
+    """The planner's solution with the seconds it took and, in the plan's provenance, the planner's options."""
     start = time.perf_counter()
     solution = planner(problem)
-    return dataclasses.replace(solution, seconds=time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    options: dict[str, Any] = dataclasses.asdict(planner) if dataclasses.is_dataclass(planner) else {}
+    provenance = {**solution.plan.provenance, "options": options}
+    return dataclasses.replace(
+        solution, plan=dataclasses.replace(solution.plan, provenance=provenance), seconds=seconds
+    )
 
 
 def price_parts(

@@ -45,7 +45,7 @@ def plan(
     if name != "linear":
         linear = Linear()
         rows += price_parts("linear", linear, parts, solve(linear, parts["fit"]), cost)
-    about = describe(parts["fit"], parts, cost)
+    about = describe(parts["fit"], parts, cost, split, homes)
     rows = add_speedups(rows)
     write_plan(folder / "plan.json", solution.plan)
     write_result(folder, "plan", about, rows)

@@ -18,6 +18,7 @@ from grace_opt.problem import Problem
 from grace_opt.profile import affinity, expert_loads
 from grace_opt.traffic import traffic
 
+FIGURES = ("affinity", "load_per_rank", "phases", "traffic_against_balance")
 PHASE_COLORS = {"dispatch_s": "#4477aa", "experts_s": "#ddaa33", "combine_s": "#66ccee"}
 
 
@@ -33,10 +34,14 @@ def draw_comparison(
     shown = [row for row in rows if row.get("split") == "held_out"]
     label = "synthetic trace, held out" if problem.trace.synthetic else "held out"
     title = f"{problem.model.name} on {problem.topology.name}, {label}"
-    _save(folder / "affinity.png", affinity_in_placement_order(problem, plans, title))
-    _save(folder / "load_per_rank.png", load_per_rank(problem, plans, tokens_per_rank, title))
-    _save(folder / "phases.png", phases_per_planner(shown, title))
-    _save(folder / "traffic_against_balance.png", traffic_against_balance(shown, title))
+    drawn = (
+        affinity_in_placement_order(problem, plans, title),
+        load_per_rank(problem, plans, tokens_per_rank, title),
+        phases_per_planner(shown, title),
+        traffic_against_balance(shown, title),
+    )
+    for name, figure in zip(FIGURES, drawn, strict=True):
+        _save(folder / f"{name}.png", figure)
 
 
 def affinity_in_placement_order(problem: Problem, plans: Mapping[str, Plan], title: str) -> Figure:

@@ -12,8 +12,10 @@ import numpy as np
 from grace_opt import __version__
 from grace_opt.atomic import write_text_atomically
 from grace_opt.cost import CostModel
+from grace_opt.homes import Homes
 from grace_opt.problem import Problem
 from grace_opt.solution import Solution
+from grace_opt.split import Split
 from grace_opt.traffic import traffic
 
 Row = dict[str, Any]
@@ -83,7 +85,9 @@ def add_speedups(rows: Sequence[Row]) -> list[Row]:
     return result
 
 
-def describe(problem: Problem, parts: Mapping[str, Problem], cost: CostModel) -> dict[str, Any]:
+def describe(
+    problem: Problem, parts: Mapping[str, Problem], cost: CostModel, split: Split, homes: Homes
+) -> dict[str, Any]:
     """What was asked: the `problem` entry of result.json."""
     trace = problem.trace
     slots = problem.slots_per_rank
@@ -99,6 +103,8 @@ def describe(problem: Problem, parts: Mapping[str, Problem], cost: CostModel) ->
         "phase": trace.phase,
         "scheme": cost.scheme,
         "tokens_per_rank": cost.tokens_per_rank,
+        "split": repr(split),
+        "homes": repr(homes),
         "tokens": {name: part.trace.num_tokens for name, part in parts.items()},
         "sequences": {name: part.trace.num_sequences for name, part in parts.items()},
     }
@@ -124,6 +130,8 @@ def require_writable(output: str) -> Path:
     Raises:
         ValueError: it cannot be made or written to.
     """
+    if not output:
+        raise ValueError("output must name a folder, got an empty name")
     path = Path(output)
     existing = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):

@@ -34,7 +34,7 @@ def simulate(
     folder = require_writable(output)
     name = str(saved.provenance.get("planner", "plan"))
     rows = price_parts(name, None, parts, Solution(saved), cost)
-    about = describe(parts["fit"], parts, cost)
+    about = describe(parts["fit"], parts, cost, split, homes)
     write_result(folder, "simulate", about, rows)
     print_rows(about, rows)
     print(f"\nwrote {folder}/result.json")

@@ -7,7 +7,7 @@ import warnings
 from omegaconf import OmegaConf
 
 from grace_opt import __version__
-from grace_opt.configuration import CONF_DIR, commands, first_comment, groups, read_configuration, run
+from grace_opt.configuration import CONF_DIR, commands, first_comment, groups, parts_of, read_configuration, run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,11 +54,12 @@ def _help(command: str) -> str:
         if key != "_target_" and value:
             lines.append(f"  {f'{key}={value.strip()}':<34} {comment.strip()}")
     lines += ["", "Parts (group=choice; * is the default; options of a part as group.option=value):"]
-    for group, choices in groups().items():
-        used = f"- {group}: " in text or f"- optional {group}: " in text or f"- {group}@" in text
-        for choice, what in choices.items() if used else ():
-            star = "*" if f": {choice}\n" in "".join(x + "\n" for x in text.splitlines() if f"- {group}" in x) else " "
-            lines.append(f"  {star} {f'{group}={choice}':<34} {what}")
+    for group, default in parts_of(command).items():
+        for choice, what in groups()[group].items():
+            lines.append(f"  {'*' if choice == default else ' '} {f'{group}={choice}':<34} {what}")
+    if "planners" in config:
+        lines += ["", "Planners (options as planners.NAME.option=value; `only=[NAME,...]` compares some):"]
+        lines += [f"    {name:<34} {what}" for name, what in groups()["planner"].items()]
     lines += ["", "All values, composed:", "", OmegaConf.to_yaml(config).rstrip()]
     return "\n".join(lines)
 

@@ -41,6 +41,13 @@ def groups() -> dict[str, dict[str, str]]:
     return {name: files for name, files in choices.items() if files}
 
 
+def parts_of(command: str) -> dict[str, str]:
+    """The groups a command takes one choice of, and its default choice ("null" for none)."""
+    lines = (CONF_DIR / f"{command}.yaml").read_text(encoding="utf-8").splitlines()
+    found = (re.fullmatch(r"  - (?:optional )?(\w+): (\w+)", line) for line in lines)
+    return {match[1]: match[2] for match in found if match}
+
+
 def first_comment(path: Path) -> str:
     """What a file says about itself in its first comment line that is no Hydra directive."""
     lines = (line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
@@ -57,10 +64,11 @@ def read_configuration(command: str, overrides: list[str]) -> DictConfig:
     with initialize_config_dir(str(CONF_DIR.absolute()), version_base="1.3"):
         try:
             parsed = OverridesParser.create().parse_overrides(overrides)
-            choices = [str(override.input_line) for override in parsed if _is_choice(override)]
-            valid = set(flat_keys(compose(command, choices))) | set(groups())
+            parts = set(parts_of(command))
+            choices = [str(override.input_line) for override in parsed if _is_choice(override, parts)]
+            valid = set(flat_keys(compose(command, choices))) | parts
             for override in parsed:
-                _check_key(override.key_or_group, override.is_add(), valid)
+                _check_key(override, valid)
             config = compose(command, overrides)
         except OverrideParseException as error:
             raise ValueError(f"{_one_line(error)}: expected key=value; put values with commas in quotes") from None
@@ -137,20 +145,22 @@ def build(value: Any) -> Any:
         raise
 
 
-def _is_choice(override: Override) -> bool:
-    """Whether an override chooses a part (or leaves one out); raise ValueError if that choice does not exist."""
-    group, all_groups = override.key_or_group.split("@")[0], groups()
-    if group in all_groups and not override.is_delete():
-        _require_known(f"{group}=", str(override.value()), all_groups[group])
-    return group in all_groups
+def _is_choice(override: Override, parts: set[str]) -> bool:
+    """Whether an override chooses a part, or adds or leaves out one (group@place); ValueError if there is no such choice."""
+    group, at, _ = override.key_or_group.partition("@")
+    if group not in (groups() if at else parts):
+        return False
+    if not override.is_delete():
+        _require_known(f"{group}=", str(override.value()), groups()[group])
+    return True
 
 
-def _check_key(key: str, adds: bool, valid: set[str]) -> None:
+def _check_key(override: Override, valid: set[str]) -> None:
     """Raise ValueError if no option and no part has this name; what `+` adds must at least belong to a part."""
-    key = key.split("@")[0]
+    key, at, _ = override.key_or_group.partition("@")
     known = {".".join(name.split(".")[:depth]) for name in valid for depth in range(1, name.count(".") + 2)}
-    wanted = key.rpartition(".")[0] if adds or key.endswith("._target_") else key
-    if wanted not in known and key not in known:
+    wanted = key.rpartition(".")[0] if override.is_add() or key.endswith("._target_") else key
+    if not (at and key in groups()) and wanted not in known and key not in known:
         raise ValueError(f"unknown option {key!r}{_nearest(key, sorted(valid))}")
 
 

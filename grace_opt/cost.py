@@ -28,6 +28,12 @@ class LayerTime:
     idle_s: NDArray[np.float64]
     tokens_per_rank: float
 
+    def __post_init__(self) -> None:
+        for array in (self.dispatch_s, self.experts_s, self.combine_s, self.idle_s):
+            if not np.isfinite(array).all() or (array < 0).any():
+                raise ValueError("times of a layer must be finite and not negative")
+            array.setflags(write=False)
+
     @property
     def layer_s(self) -> NDArray[np.float64]:
         """[L] time of each layer."""

@@ -102,7 +102,11 @@ def check_trace(trace: Trace, model: MoEModel) -> None:
 
 
 def smallest_slots(model: MoEModel, topology: Topology) -> int:
-    """Fewest slots per rank that hold every expert once."""
+    """Fewest slots per rank that hold every expert once, if a rank with less memory holds what fits."""
+    room = np.maximum(slots_that_fit(model, topology), 0)
+    for slots in range(-(-model.num_experts // topology.num_ranks), model.num_experts + 1):
+        if np.minimum(slots, room).sum() >= model.num_experts:
+            return slots
     return -(-model.num_experts // topology.num_ranks)
 
 

@@ -52,6 +52,7 @@ def plan_for(problem: Problem, placement: Placement, routing: Routing, planner: 
         "synthetic": trace.synthetic,
         "tokens": trace.num_tokens,
         "topology": problem.topology.name,
+        "slots_per_rank": problem.slots_per_rank.tolist(),
     }
     plan = Plan(
         problem.model.name,

@@ -70,8 +70,17 @@ class Topology:
             raise ValueError(f"topology {self.name} has {len(self.gpus)} gpus but {len(nodes)} node numbers")
         if nodes[0] != 0 or not np.isin(np.diff(nodes), (0, 1)).all():
             raise ValueError(f"topology {self.name}: ranks of a node must be consecutive and nodes numbered 0, 1, ...")
-        for array in (nodes, self.link_bytes_per_s, self.latency_s):
+        shapes = {"link_bytes_per_s": (len(self.link_names),), "latency_s": (len(nodes), len(nodes))}
+        for field, shape in shapes.items():
+            array = np.array(getattr(self, field), np.float64)
+            if array.shape != shape or not np.isfinite(array).all() or (array < 0).any():
+                raise ValueError(
+                    f"topology {self.name}: {field} must be {list(shape)} numbers, finite and not negative"
+                )
             array.setflags(write=False)
+            object.__setattr__(self, field, array)
+        nodes = nodes.copy()
+        nodes.setflags(write=False)
         object.__setattr__(self, "node_of_rank", nodes)
 
     @property
@@ -160,8 +169,10 @@ class Topology:
             raise ValueError(f"topology {name} needs at least one node and one rank per node")
         if nic_of not in ("rank", "node"):
             raise ValueError(f"topology {name}: nic_of must be rank or node, got {nic_of!r}")
-        if num_nodes > 1:
+        if num_nodes > 1 or inter_bytes_per_s != math.inf:
             require_positive(f"topology {name}: bandwidth inter_bytes_per_s", inter_bytes_per_s)
+        if not 0 <= inter_latency_s < math.inf:
+            raise ValueError(f"topology {name}: inter_latency_s must be a time in seconds, got {inter_latency_s}")
         if num_nodes > 1 and nic_of == "rank" and inter_latency_s <= intra_latency_s:
             raise ValueError(
                 f"topology {name}: inter_latency_s must exceed intra_latency_s, or GPUs of a node would meet outside it"

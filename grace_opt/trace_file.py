@@ -3,7 +3,7 @@
 The safetensors file holds `expert_ids` uint8 or uint16 [L, T, K], `sequence` uint32 [T] and `domain` uint8 [T] (one
 value a token; the tokens of a sequence stand together), and as metadata format, version, model, num_experts, phase,
 source, domain_names (a JSON list) and synthetic ("true" or "false"). An npz recording holds `expert_ids` [T, L, K],
-`sequence` and `num_experts`, and if it likes `domain`, `domain_names`, `phase` and `model`.
+`sequence` and `num_experts`, and if it likes `domain`, `domain_names`, `phase`, `model` and `synthetic`.
 """
 
 import json
@@ -214,7 +214,8 @@ def _read_npz(path: Path) -> Trace:
         sequence, num_experts = read("sequence"), _num_experts(read("num_experts"))
         domain = read("domain", np.zeros(len(ids_TLK), np.uint8))
         names, phase, model = read("domain_names", ["all"]), str(read("phase", "mixed")), str(read("model", ""))
+        synthetic = bool(read("synthetic", False).any())
         if names.ndim != 1:
             raise ValueError(f"domain_names must be a list of names, got {names}")
     ids_LTK = np.ascontiguousarray(ids_TLK.transpose(1, 0, 2))
-    return _trace(ids_LTK, sequence, domain, tuple(str(n) for n in names), model, num_experts, phase, path.name, False)
+    return _trace(ids_LTK, sequence, domain, tuple(map(str, names)), model, num_experts, phase, path.name, synthetic)

@@ -143,6 +143,8 @@ def traffic(trace: Trace, plan: Plan, tokens_per_rank: int | None = None, num_th
 
     with ThreadPoolExecutor(num_threads or num_cores()) as pool:
         list(pool.map(count, range(trace.num_layers)))
+    for table in (counts.tokens, counts.pair_rows, counts.rank_visits, counts.node_visits, counts.tokens_of_rank):
+        table.setflags(write=False)
     return counts
 
 

@@ -33,14 +33,16 @@ from grace_opt.solution import Solution, plan_for
 class Eplb:
     """DeepSeek's EPLB: fills every slot of the budget, balances the load of ranks, is blind to who is chosen with whom.
 
-    All ranks must have the same number of slots, because its packing gives each rank equally many copies. Copies of an
-    expert share its tokens equally and are polled in turn, as in engines.
+    All ranks must have the same number of slots, because its packing gives each rank equally many copies. EPLB does not
+    say which copy serves a token: engines differ.
 
     Attributes:
         hierarchical: keep each expert group on one node; needs nodes of equal size. If the model's groups do not divide
             over the nodes, the flat policy runs as in the original, and a warning says so.
         num_groups: groups for the hierarchical policy; None means those of the model's router, or every expert a group
             for a model without groups. A number that does not divide is an error: it was asked for.
+        routing: "uniform" polls all copies in turn, blind to where they are, as vLLM and TensorRT-LLM do; "tar" prefers
+            the token's own rank, then its node, as SGLang does with an all-to-all backend.
         forbid_duplicates: no rank holds an expert twice (the original may). An expert gets at most as many copies as
             its node (flat: the cluster) has ranks, and repeated experts are swapped away after the packing.
 
@@ -52,8 +54,11 @@ class Eplb:
     hierarchical: bool = False
     num_groups: int | None = None
     forbid_duplicates: bool = False
+    routing: str = "uniform"
 
     def __post_init__(self) -> None:
+        if self.routing not in ("uniform", "tar"):
+            raise ValueError(f"eplb: routing must be uniform or tar, got {self.routing!r}")
         if self.num_groups is None:
             return
         if not self.hierarchical:
@@ -77,7 +82,7 @@ class Eplb:
             expert_LP.reshape(len(expert_LP), num_ranks, -1).astype(np.int32), problem.model.num_experts
         )
         name = "eplb" if (groups, nodes) == (1, 1) else "eplb_hierarchical"
-        return Solution(plan_for(problem, placement, Routing("uniform"), name))
+        return Solution(plan_for(problem, placement, Routing(self.routing), name))
 
     def groups_and_nodes(self, problem: Problem) -> tuple[int, int]:
         """Groups and nodes that the policy works on; (1, 1) is the flat policy.

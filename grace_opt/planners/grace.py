@@ -9,8 +9,8 @@ Each layer by itself, in three steps, each with its own option:
 
 What the paper leaves open is decided so:
 
-- The embedding is `unit_rows`: with it GRACE's held-out layer time was shorter than with `random_walk` in all 16 cells
-  tried (LOG.md), and a rival is compared at its best.
+- The embedding is `unit_rows`: with it layers took less time on the data they were fitted to than with `random_walk` in
+  all 16 cells tried (LOG.md), and a rival is compared at its best. `random_walk` sends less across, with less balance.
 - Uniform grouping has equal sizes at both levels, so that ranks end at most one expert apart.
 - Otherwise the node level leaves sizes free, but a node gets at least one expert a rank.
 - The knee is that of one curve for the whole model: U(r) and S(r) pooled over layers, r in RATIOS, S against
@@ -101,6 +101,15 @@ class Grace:
             raise ValueError(f"grace: ratio must lie between 0 and 1, or be null for the knee, got {self.ratio!r}")
         if self.seed < 0:
             raise ValueError(f"grace: seed must not be negative, got {self.seed}")
+        if self.grouping != "controlled" and self.ratio != Grace.ratio:
+            raise ValueError(
+                f"grace: ratio={self.ratio} is read by controlled grouping only, but grouping={self.grouping}"
+            )
+        if self.replication == "none" and (self.routing, self.load_prediction) != (
+            Grace.routing,
+            Grace.load_prediction,
+        ):
+            raise ValueError("grace: routing and load_prediction are read with replicas only, but replication=none")
 
     def __call__(self, problem: Problem) -> Solution:
         if self.over_budget == "trim":
@@ -109,7 +118,8 @@ class Grace:
             layers = self._layers(problem, _unlimited(problem))
             _require_budget(layers, problem)
         placement = _placement(layers, problem)
-        return Solution(plan_for(problem, placement, self._routing(layers, placement, problem), "grace"))
+        name = "grace" if self.over_budget == "error" else "grace_trimmed"
+        return Solution(plan_for(problem, placement, self._routing(layers, placement, problem), name))
 
     def slots_wanted(self, problem: Problem) -> int:
         """The most slots that any rank takes in any layer when the method plans without a budget."""

@@ -5,7 +5,29 @@ import json
 import pytest
 
 from analysis.ablation import QUANTITIES, STEPS
-from grace_opt.configuration import read_configuration, run
+from grace_opt.configuration import CONF_DIR, read_configuration, run
+
+
+def test_the_ablation_runs_on_the_embedded_sample_too(tmp_path):
+    sample = f"trace.path={CONF_DIR}/samples/sample.safetensors"
+    run(read_configuration("compare", ["experiment=grace_ablation", "model=sample", sample, f"output={tmp_path}"]))
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    cross = {row["step"]: row["cross_node_traffic_pct"] for row in rows}
+    assert cross["HG + HSC"] < cross["Occult + HSC"] < 0
+    options = json.loads((tmp_path / "plans" / "hg_dr_tar.json").read_text())["provenance"]["options"]
+    assert (options["replication"], options["routing"], options["embedding"]) == ("dynamic", "tar", "unit_rows")
+
+
+@pytest.mark.parametrize("ignored", ["scheme=flat", "planners.grace.ratio=0.9", "only=[linear]"])
+def test_what_the_ablation_does_not_use_is_warned_of(ignored):
+    with pytest.warns(UserWarning, match="has no effect"):
+        read_configuration("compare", ["experiment=grace_ablation", ignored])
+
+
+def test_the_ablation_takes_another_workload_and_embedding():
+    config = read_configuration("compare", ["experiment=grace_ablation", "workload=decode", "embedding=random_walk"])
+    assert config.cost.tokens_per_rank == 128
+    assert config.steps.hg.embedding == "random_walk"
 
 
 def test_the_ablation_shows_each_step_beside_the_paper(shared_traces, tmp_path, capsys):

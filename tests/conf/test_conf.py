@@ -61,11 +61,23 @@ def test_the_model_presets_build(name):
     assert isinstance(instantiate(read_configuration("plan", [f"model={name}"]).model), MoEModel)
 
 
-def test_deepseek_v2_lite_has_the_published_sizes():
-    model = instantiate(read_configuration("plan", ["model=deepseek_v2_lite"]).model)
-    assert model.layer_ids == range(1, 27)
-    total = model.num_layers * model.num_experts * model.expert_bytes / 2 + model.dense_bytes / 2
-    assert total == pytest.approx(15.7e9, rel=0.002)
+@pytest.mark.parametrize(
+    ("name", "parameters", "dense_width", "layers", "groups"),
+    [
+        ("olmoe_1b_7b", 6.92e9, 2, range(16), 1),
+        ("deepseek_v2_lite", 15.7e9, 2, range(1, 27), 1),
+        ("qwen3_30b_a3b", 30.5e9, 2, range(48), 1),
+        ("gpt_oss_20b", 20.9e9, 2, range(24), 1),
+        ("mixtral_8x7b", 46.7e9, 2, range(32), 1),
+        ("deepseek_v3", 671e9, 1, range(3, 61), 8),
+        ("qwen3_235b_a22b", 235.1e9, 2, range(94), 1),
+    ],
+)
+def test_a_model_preset_has_the_published_number_of_parameters(name, parameters, dense_width, layers, groups):
+    model = instantiate(read_configuration("plan", [f"model={name}"]).model)
+    routed = model.num_layers * model.num_experts * 3 * model.hidden_size * model.ffn_size
+    assert routed + model.dense_bytes / dense_width == pytest.approx(parameters, rel=0.002)
+    assert (model.layer_ids, model.num_expert_groups) == (layers, groups)
 
 
 def test_there_is_one_root_file_per_command():
@@ -101,3 +113,10 @@ def test_a_wrong_override_is_one_line_with_the_way_out(override, expected):
 def test_a_value_nothing_uses_is_warned_of():
     with pytest.warns(UserWarning, match="seed=3 has no effect"):
         read_configuration("plan", ["planner=linear", "seed=3"])
+
+
+def test_a_command_takes_only_its_own_parts():
+    with pytest.raises(ValueError, match="unknown option 'planner'"):
+        read_configuration("simulate", ["planner=linear"])
+    with pytest.raises(ValueError, match="unknown option 'planner'"):
+        read_configuration("compare", ["planner=linear"])

@@ -225,6 +225,26 @@ def test_an_interrupted_compare_leaves_its_finished_rows(toy_trace, tmp_path):
     assert {row["planner"] for row in result["rows"]} == {"linear", "eplb"}
 
 
+def test_what_is_no_planner_and_an_empty_output_are_one_line(toy_trace, tmp_path, monkeypatch):
+    where = [*SMALL, f"trace.path={toy_trace}"]
+    run_and_expect("planners.eplb must be a planner", "compare", "planners.eplb=null", *where, output=tmp_path / "out")
+    result = grace_opt("plan", "planner=linear", *where, "output=", cwd=tmp_path)
+    assert (result.returncode, list(tmp_path.iterdir())) == (2, [])
+
+
+def test_memory_for_fewer_slots_than_a_planner_wants_is_that_planners_error(tmp_path):
+    """The sample's experts take 49 kB each; 8 layers of 20 slots and the dense weights fit into 10 MB."""
+    few = ["topology.gpu.memory_bytes=10e6", "figures=false", f"output={tmp_path}"]
+    result = grace_opt("compare", *few)
+    assert result.returncode == 0, result.stderr
+    content = json.loads((tmp_path / "result.json").read_text())
+    assert 16 <= content["problem"]["slots_per_rank"] <= 24
+    assert {row["planner"] for row in content["rows"] if "error" in row} == {"grace"}
+    assert {row["plan"] for row in content["rows"] if "error" not in row} == {
+        f"plans/{path.name}" for path in (tmp_path / "plans").iterdir()
+    }
+
+
 @pytest.mark.parametrize("part", ["split=random", "homes=random", "trace=synthetic", "planner=grace"])
 def test_a_negative_seed_is_one_line(part, tmp_path):
     run_and_expect("seed", "plan", part, "seed=-1", output=tmp_path / "out")

@@ -65,7 +65,16 @@ OPTIONS = st.fixed_dictionaries(
         "load_prediction": st.sampled_from(["even_split", "as_printed"]),
         "embedding": st.sampled_from(["random_walk", "unit_rows"]),
     }
-)
+).map(lambda options: without_unread(**options))
+
+
+def without_unread(**options):
+    """Options that the others leave without a reader, back at their defaults: to set them is an error."""
+    if options["grouping"] != "controlled":
+        options["ratio"] = Grace.ratio
+    if options["replication"] == "none":
+        options |= {"routing": Grace.routing, "load_prediction": Grace.load_prediction}
+    return options
 
 
 def sizes(problem, **options):
@@ -247,3 +256,16 @@ def test_on_a_real_recording_each_step_moves_traffic_as_the_paper_says(shared_tr
     nearest = cross(Grace())
     assert nearest < grouped < polled < cross(Linear())
     assert grouped < uniform < cross(Linear())
+
+
+@pytest.mark.parametrize(
+    "unused",
+    [
+        {"grouping": "uniform", "ratio": 0.9},
+        {"replication": "none", "routing": "wrr"},
+        {"replication": "none", "load_prediction": "as_printed"},
+    ],
+)
+def test_an_option_that_would_not_be_read_is_an_error(unused):
+    with pytest.raises(ValueError, match="read"):
+        Grace(**unused)
