@@ -146,9 +146,13 @@ def build(value: Any) -> Any:
 
 
 def _is_choice(override: Override, parts: set[str]) -> bool:
-    """Whether an override chooses a part, or adds or leaves out one (group@place); ValueError if there is no such choice."""
-    group, at, _ = override.key_or_group.partition("@")
-    if group not in (groups() if at else parts):
+    """Whether an override chooses a part, or adds or leaves out one (`group@place`).
+
+    Raises:
+        ValueError: there is no such choice.
+    """
+    group = override.key_or_group
+    if group not in (parts if override.package is None else groups()):
         return False
     if not override.is_delete():
         _require_known(f"{group}=", str(override.value()), groups()[group])
@@ -157,10 +161,12 @@ def _is_choice(override: Override, parts: set[str]) -> bool:
 
 def _check_key(override: Override, valid: set[str]) -> None:
     """Raise ValueError if no option and no part has this name; what `+` adds must at least belong to a part."""
-    key, at, _ = override.key_or_group.partition("@")
+    key = override.key_or_group
+    if override.package is not None and key in groups():
+        return
     known = {".".join(name.split(".")[:depth]) for name in valid for depth in range(1, name.count(".") + 2)}
     wanted = key.rpartition(".")[0] if override.is_add() or key.endswith("._target_") else key
-    if not (at and key in groups()) and wanted not in known and key not in known:
+    if wanted not in known and key not in known:
         raise ValueError(f"unknown option {key!r}{_nearest(key, sorted(valid))}")
 
 
