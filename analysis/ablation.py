@@ -55,12 +55,13 @@ def grace_ablation(
     solutions = {name: solve(planner, parts["fit"]) for name, planner in steps.items()}
     for name, solution in solutions.items():
         write_plan(folder / "plans" / f"{name}.json", solution.plan)
+    about = {**describe(parts["fit"], parts, cost, split, homes), "scheme": [scheme for _, _, scheme, _ in STEPS]}
     rows: list[Row] = []
     for step, name, scheme, paper in STEPS:
         priced = dataclasses.replace(cost, scheme=scheme)  # type: ignore[type-var]
         row = price(name, type(steps[name]).__name__, "held_out", parts["held_out"], solutions[name], priced)
         rows.append({**row, "step": step.strip(), **_changes(row, rows[0] if rows else row, paper)})
-    about = {**describe(parts["fit"], parts, cost, split, homes), "scheme": [scheme for _, _, scheme, _ in STEPS]}
+        write_result(folder, "grace_ablation", about, rows, complete=False)
     write_result(folder, "grace_ablation", about, rows)
     _print(about, rows)
     print(f"\nwrote {folder}/result.json and {len(solutions)} plans in plans/")
@@ -94,6 +95,7 @@ def _print(about: dict[str, Any], rows: list[Row]) -> None:
         f"batches of {rows[0]['tokens_per_rank']:.0f} tokens per rank ({about['tokens_per_rank']} asked for)\n"
         "change against Occult (flat); in brackets the paper's mean of three models\n",
         highlight=False,
+        markup=False,
     )
     table = Table("step", box=None, pad_edge=False, padding=(0, 2))
     for quantity in QUANTITIES:

@@ -43,19 +43,22 @@ def compare(
     """
     chosen = _choose(planners, only)
     parts = problems(model, topology, trace, split, homes, slots_per_rank)
+    progress = Console(stderr=True)
     if slots_per_rank is None:
-        parts = with_wanted_slots(parts, chosen.values())
+        with progress.status("asking planners how many slots they want"):
+            parts = with_wanted_slots(parts, chosen.values())
     folder = require_writable(output)
     about = describe(parts["fit"], parts, cost, split, homes)
     rows: list[Row] = []
     plans: dict[str, Plan] = {}
-    progress = Console(stderr=True)
     for name, planner in track(chosen.items(), "planning", console=progress, disable=not progress.is_terminal):
         try:
             solution = solve(planner, parts["fit"])
         except ValueError as error:
             rows.append({"planner": name, "error": str(error)})
             continue
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{len(plans)} finished planners are in {folder}/result.json") from None
         plans[name] = solution.plan
         write_plan(folder / "plans" / f"{name}.json", solution.plan)
         rows += [{**row, "plan": f"plans/{name}.json"} for row in price_parts(name, planner, parts, solution, cost)]

@@ -47,7 +47,7 @@ def draw_comparison(
 def affinity_in_placement_order(problem: Problem, plans: Mapping[str, Plan], title: str) -> Figure:
     """Co-activation over its expectation for independent choices, in the middle layer, experts in the order of ranks.
 
-    White lines part ranks, thick ones nodes. A replica appears wherever it stands.
+    White lines part ranks (up to 16 of them), thick ones nodes. A replica appears wherever it stands.
     """
     layer = problem.model.num_layers // 2
     load_E = expert_loads(problem.trace)[layer].astype(float)
@@ -62,12 +62,14 @@ def affinity_in_placement_order(problem: Problem, plans: Mapping[str, Plan], tit
         ends = np.cumsum((slots_RS != EMPTY).sum(axis=1))
         for rank, end in enumerate(ends[:-1]):
             thick = plan.node_of_rank[rank] != plan.node_of_rank[rank + 1]
+            if plan.num_ranks > 16 and not thick:
+                continue  # lines would hide the cells
             axis.axhline(end - 0.5, color="white", linewidth=1.6 if thick else 0.5)
             axis.axvline(end - 0.5, color="white", linewidth=1.6 if thick else 0.5)
         axis.set_title(name, fontsize=9)
         axis.set_xticks([])
         axis.set_yticks([])
-    figure.colorbar(picture, ax=axes, shrink=0.7, label="observed / independent")
+    figure.colorbar(picture, ax=axes, shrink=0.7, label="observed / independent", extend="max")
     return figure
 
 
@@ -77,12 +79,16 @@ def load_per_rank(problem: Problem, plans: Mapping[str, Plan], tokens_per_rank: 
     for axis, (name, plan) in zip(axes, plans.items(), strict=False):
         load_LBR = traffic(problem.trace, plan, tokens_per_rank).load
         share_LR = load_LBR.sum(axis=1) / load_LBR.sum(axis=1).mean(axis=1, keepdims=True)
-        picture = axis.imshow(share_LR, vmin=0, vmax=2, cmap="RdBu_r", aspect="auto", interpolation="nearest")
+        ids = problem.model.layer_ids
+        edges = (-0.5, plan.num_ranks - 0.5, ids[-1] + 0.5, ids[0] - 0.5)  # absolute layer ids, as in the plan
+        picture = axis.imshow(
+            share_LR, vmin=0, vmax=2, cmap="RdBu_r", aspect="auto", interpolation="nearest", extent=edges
+        )
         axis.set_title(f"{name} (worst {share_LR.max():.2f})", fontsize=9)
         axis.set_xlabel("rank", fontsize=8)
         axis.set_ylabel("MoE layer", fontsize=8)
         axis.tick_params(labelsize=7)
-    figure.colorbar(picture, ax=axes, shrink=0.7, label="load / mean")
+    figure.colorbar(picture, ax=axes, shrink=0.7, label="load / mean", extend="max")
     return figure
 
 

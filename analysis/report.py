@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -37,7 +38,7 @@ def console() -> Console:
 def print_rows(problem: Mapping[str, Any], rows: Sequence[Row]) -> None:
     """Print what was asked and one table, held-out rows first, the fastest plan of each split in bold."""
     out = console()
-    out.print(_headline(problem, rows), highlight=False)
+    out.print(_headline(problem, rows), highlight=False, markup=False)
     splits = [s for s in ("held_out", "fit") if any(r.get("split") == s for r in rows)]
     priced = [row for row in rows if "error" not in row]
     shown = [column for column in _COLUMNS if any(row.get(column[1]) is not None for row in priced)]
@@ -49,7 +50,7 @@ def print_rows(problem: Mapping[str, Any], rows: Sequence[Row]) -> None:
     out.print(table)
     for row in rows:
         if "error" in row:
-            out.print(f"{row['planner']}: no plan: {row['error']}", style="yellow", highlight=False)
+            out.print(f"{row['planner']}: no plan: {row['error']}", style="yellow", highlight=False, markup=False)
 
 
 def _table(rows: Sequence[Row], splits: Sequence[str], columns: Sequence[Column]) -> Table:
@@ -66,7 +67,7 @@ def _table(rows: Sequence[Row], splits: Sequence[str], columns: Sequence[Column]
                 text.format(row[field] * unit) if row.get(field) is not None else ""
                 for _, field, text, unit, _ in columns
             ]
-            table.add_row(row["planner"], split, *cells, style="bold" if row["layer_time_s"] == best else None)
+            table.add_row(escape(row["planner"]), split, *cells, style="bold" if row["layer_time_s"] == best else None)
         table.add_section()
     return table
 

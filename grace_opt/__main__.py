@@ -32,8 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"grace-opt: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("grace-opt: interrupted; what was finished is in the output folder", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"grace-opt: interrupted{f': {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
         return 130
     return 0
 

@@ -88,7 +88,11 @@ def run(config: DictConfig) -> Any:
     if missing:
         raise ValueError(f"{missing[0]} must be given: add {missing[0]}=VALUE")
     command = get_object(config["_target_"])
-    parameters = [str(key) for key in config if key in inspect.signature(command).parameters]
+    accepted = inspect.signature(command).parameters
+    parameters = [str(key) for key in config if key in accepted]
+    for name, parameter in accepted.items():
+        if name not in config and parameter.default is parameter.empty:
+            raise ValueError(f"{name} must be given, but it was left out")
     check_types(config, "", only=parameters)
     with Console(stderr=True).status("preparing") as status:  # shows nothing unless stderr is a terminal
         built = {}
@@ -136,7 +140,7 @@ def build(value: Any) -> Any:
         return instantiate(value, _convert_="all")
     except InstantiationException as error:
         cause: BaseException = error
-        while cause.__cause__ is not None:
+        while cause.__cause__ is not None and not isinstance(cause, ValueError | OSError):
             cause = cause.__cause__
         if isinstance(cause, ValueError | OSError):
             raise cause from None

@@ -71,6 +71,8 @@ def _graph(content: dict[Any, Any]) -> nx.Graph:
 
 def _numbers(spec: dict[Any, Any], where: str) -> dict[str, Any]:
     for field, value in spec.items():
+        if field == "name" or field not in GPU.__dataclass_fields__:
+            raise ValueError(f"{where} has an unknown field {field!r}")
         if not isinstance(value, int | float):
             raise ValueError(f"{where}.{field} must be a number, got {value!r}")
     return {str(field): value for field, value in spec.items()}

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 from scipy.linalg import eigh
+from threadpoolctl import threadpool_limits
 
 EMBEDDINGS = ("random_walk", "unit_rows")
 """Shi and Malik 2000, which scikit-learn's spectral clustering uses too; Ng, Jordan and Weiss 2001."""
@@ -46,7 +47,8 @@ def spectral_clustering(
     degree_E = affinity_EE.sum(axis=1).astype(np.float64)
     scale_E = 1 / np.sqrt(np.where(degree_E > 0, degree_E, np.inf))
     leading = [num_experts - num_groups, num_experts - 1]
-    _, rows_EG = eigh(scale_E[:, None] * affinity_EE * scale_E[None, :], subset_by_index=leading)
+    with threadpool_limits(1):  # for a few hundred rows BLAS threads wait far longer than they work
+        _, rows_EG = eigh(scale_E[:, None] * affinity_EE * scale_E[None, :], subset_by_index=leading)
     if embedding == "random_walk":
         return k_means(rows_EG * scale_E[:, None] * np.sqrt(degree_E.sum()), num_groups, seed)
     norm_E = np.linalg.norm(rows_EG, axis=1)

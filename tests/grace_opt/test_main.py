@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from grace_opt.trace_file import write_trace
+from grace_opt.trace_file import read_trace, write_trace
 
 SMALL = ["model.name=toy", "model.num_layers=2", "model.num_experts=8", "model.top_k=2"]
 
@@ -150,6 +150,44 @@ def test_a_planner_can_be_left_out_or_added(toy_trace, tmp_path):
     assert {"again", "eplb", "linear"} <= planners
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.999])
+def test_a_truncated_trace_is_one_line(suffix, kept, toy_trace, tmp_path):
+    path = tmp_path / f"cut{suffix}"
+    if suffix == ".npz":
+        trace = read_trace(toy_trace)
+        sequence = np.repeat(np.arange(trace.num_sequences), trace.lengths)
+        np.savez(path, expert_ids=trace.expert_ids.transpose(1, 0, 2), sequence=sequence, num_experts=8)
+    else:
+        path.write_bytes(toy_trace.read_bytes())
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    run_and_expect(str(path), "plan", "planner=linear", *SMALL, f"trace.path={path}", output=tmp_path / "out")
+
+
+def test_a_part_that_is_left_out_is_one_line(tmp_path):
+    run_and_expect("model must be given", "plan", "planner=linear", "~model", "~trace", output=tmp_path / "out")
+
+
+def test_brackets_in_names_are_printed_as_they_are(tmp_path):
+    ids = np.array([[[0, 1], [1, 2], [2, 3], [3, 0]]], np.uint8)
+    path = tmp_path / "brackets.safetensors"
+    write_trace(
+        path, expert_ids=ids, sequence=np.arange(4), domain=np.zeros(4, int), domain_names=("a",), model="toy",
+        num_experts=4, phase="prefill", source="run [/foo] of [bold red]model",
+    )  # fmt: skip
+    small = ["model.name=toy", "model.num_layers=1", "model.num_experts=4", "model.top_k=2", "slots_per_rank=1"]
+    result = grace_opt("plan", "planner=linear", *small, f"trace.path={path}", f"output={tmp_path}/out")
+    assert result.returncode == 0, result.stderr
+    assert "run [/foo] of [bold red]model" in result.stdout
+
+
+def test_kernels_compile_where_neither_package_nor_home_is_writable(tmp_path):
+    program = "import os; os.access = lambda *a, **k: False; import grace_opt; print(os.environ['NUMBA_CACHE_DIR'])"
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert "grace-opt-numba-" in run.stdout
+
+
 def test_an_unknown_command_is_one_line():
     result = grace_opt("compere")
     assert result.returncode == 2
@@ -218,7 +256,7 @@ def test_an_interrupted_compare_leaves_its_finished_rows(toy_trace, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "interrupted" in errors
+    assert f"interrupted: 2 finished planners are in {tmp_path}/result.json" in errors
     assert "Traceback" not in errors
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["status"] == "partial"
