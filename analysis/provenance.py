@@ -12,16 +12,22 @@ from grace_opt.cores import num_cores
 
 def provenance() -> dict[str, str]:
     """Commit, machine and date of a measurement."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    commit = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!analysis/results")
     cpu = platform.processor()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
     return {
-        "commit": git.stdout.strip() or "unknown",
+        "commit": f"{commit}{'-dirty' if changed else ''}" or "unknown",
         "machine": f"{cpu}, {num_cores()} cores",
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
