@@ -1,0 +1,164 @@
+"""On real processes, rows sent, tokens served and outputs equal what `traffic` counts and the reference computes."""
+
+import functools
+import itertools
+import os
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from grace_opt.homes import Random
+from grace_opt.model import MoEModel
+from grace_opt.planners.eplb import Eplb
+from grace_opt.planners.grace import Grace
+from grace_opt.planners.linear import Linear
+from grace_opt.planners.occult import Occult
+from grace_opt.problem import Problem
+from grace_opt.topology import GPU, Topology
+from grace_opt.trace import Trace
+from grace_opt.traffic import SCHEMES, traffic
+from runtime.layer import MoELayer
+from runtime.reference import Experts, moe_layer
+from runtime.replica_choice import occurrences
+
+RANKS, NUM_EXPERTS, TOP_K, HIDDEN, FFN = 4, 8, 4, 24, 16
+PLANNERS = {
+    "linear": Linear(),
+    "occult": Occult(),
+    "eplb": Eplb(),
+    "eplb_distinct": Eplb(forbid_duplicates=True),
+    "grace_tar": Grace(),
+    "grace_wrr": Grace(routing="wrr", grouping="non_uniform"),
+}
+TRACES = ("usual", "one_token", "a_rank_without_tokens", "all_to_one_expert", "one_node_only")
+DTYPES = ("float32", "bfloat16")
+CASES = list(itertools.product(PLANNERS, TRACES, SCHEMES))
+
+
+@functools.cache
+def trace_of(kind):
+    """Random choices of 60 tokens in sequences of 5; homes by seed."""
+    rng = np.random.default_rng(len(kind))
+    favour = rng.normal(size=NUM_EXPERTS) * (4 if kind == "all_to_one_expert" else 1)
+    if kind == "one_node_only":  # index order puts experts 0..3 on node 0
+        favour = np.where(np.arange(NUM_EXPERTS) < TOP_K, 100.0, 0.0)
+    num_tokens = 1 if kind == "one_token" else 60
+    ids = np.argsort(-(favour + rng.gumbel(size=(1, num_tokens, NUM_EXPERTS))), axis=2)[:, :, :TOP_K].astype(np.uint8)
+    if kind == "all_to_one_expert":
+        ids[..., 0] = 0
+        ids[..., 1:] = 1 + np.argsort(rng.random((1, num_tokens, NUM_EXPERTS - 1)), axis=2)[:, :, : TOP_K - 1]
+    starts = np.arange(0, num_tokens, 5)
+    stops = np.minimum(starts + 5, num_tokens)
+    trace = Trace(ids, starts, stops, np.zeros(len(starts)), ("made up",), NUM_EXPERTS, synthetic=True)
+    return Random(0)(trace, RANKS - 1 if kind == "a_rank_without_tokens" else RANKS)
+
+
+@functools.cache
+def plan_of(name, kind):
+    trace = trace_of(kind)
+    model = MoEModel("toy", 1, NUM_EXPERTS, TOP_K, HIDDEN, FFN)
+    gpu = GPU("toy", 1e12, 1e12, 1e12)
+    topology = Topology.two_level("toy", gpu, 2, 2, 1e11, 1e-6, 1e10, 1e-5)
+    planner = PLANNERS[name]
+    problem = Problem(model, topology, trace, 3)
+    if name.startswith("grace"):
+        problem = Problem(model, topology, trace, max(3, planner.slots_wanted(problem)))
+    return planner(problem).plan
+
+
+@functools.cache
+def inputs(dtype):
+    """Hidden states and gate weights of all tokens, and all experts, the same on every rank."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(60, HIDDEN, generator=random).to(dtype)
+    weights = torch.rand(60, TOP_K, generator=random)
+    shapes = ((NUM_EXPERTS, HIDDEN, FFN), (NUM_EXPERTS, HIDDEN, FFN), (NUM_EXPERTS, FFN, HIDDEN))
+    experts = Experts(*((torch.randn(*shape, generator=random) / shape[1] ** 0.5).to(dtype) for shape in shapes))
+    shared = Experts(*(tensor[:1] for tensor in (experts.up, experts.gate, experts.down)))
+    return x, weights, experts, shared
+
+
+def tokens_at_home(trace, rank):
+    runs = zip(trace.starts[trace.homes == rank], trace.stops[trace.homes == rank], strict=True)
+    return np.concatenate([np.arange(a, b) for a, b in runs] or [np.zeros(0, int)])
+
+
+def work(rank, folder):
+    """One rank: run every case, keep what was sent, served and computed."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
+    kept = {}
+    for (planner, kind, scheme), dtype in itertools.product(CASES, DTYPES):
+        name, trace, plan = f"{planner}/{kind}/{scheme}", trace_of(kind), plan_of(planner, kind)
+        x, weights, experts, shared = inputs(getattr(torch, dtype))
+        mine = torch.from_numpy(tokens_at_home(trace, rank))
+        held = plan.placement.slots[0, rank]
+        own = experts.select(torch.from_numpy(held[held >= 0]).long())
+        layer = MoELayer.of_plan(plan, 0, scheme, own, shared)
+        ids = torch.from_numpy(trace.expert_ids[0].astype(np.int64))[mine]
+        kept[f"{name}/{dtype}"] = layer(x[mine], ids, weights[mine]).float().numpy()
+        if dtype == DTYPES[0]:
+            dispatched = layer.dispatcher.dispatch(x[mine], layer.choice(ids), weights[mine])
+            kept[f"{name}/sent"] = np.array([stage.sent for stage in dispatched.stages])
+            served = {slot: len(rows) for slot, rows, _ in layer.rows_of_slots(dispatched)}
+            kept[f"{name}/served"] = np.array([served.get(slot, 0) for slot in range(plan.placement.slots.shape[2])])
+    np.savez(os.path.join(folder, f"{rank}.npz"), **kept)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """What each of four processes kept."""
+    folder = tmp_path_factory.mktemp("ranks")
+    multiprocessing.spawn(work, args=(str(folder),), nprocs=RANKS)
+    return [np.load(folder / f"{rank}.npz") for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize(("planner", "kind", "scheme"), CASES)
+def test_rows_sent_and_tokens_served_are_those_predicted(ran, planner, kind, scheme):
+    name, counts = f"{planner}/{kind}/{scheme}", traffic(trace_of(kind), plan_of(planner, kind))
+    sent = np.stack([part[f"{name}/sent"] for part in ran], axis=1)  # [stages, R, R]
+    sent[:, np.arange(RANKS), np.arange(RANKS)] = 0
+    np.testing.assert_array_equal(sent, [rows[0, 0] for rows in counts.dispatch(scheme)])
+    served = np.stack([part[f"{name}/served"] for part in ran])
+    np.testing.assert_array_equal(served, counts.tokens_by_rank[0, 0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("planner", "kind", "scheme"), CASES)
+def test_outputs_are_those_of_one_device(ran, planner, kind, scheme, dtype):
+    trace = trace_of(kind)
+    x, weights, experts, shared = inputs(getattr(torch, dtype))
+    ids = torch.from_numpy(trace.expert_ids[0].astype(np.int64))
+    expected = moe_layer(x[: len(ids)], ids, weights[: len(ids)], experts, shared).float().numpy()
+    # A result is rounded to the rows' type at most four times after sums in float32: on the serving rank, on the node's
+    # proxy, at home, and with the shared expert. No partial sum is larger than the sum of magnitudes, here below 8 times
+    # the largest output. In float32 the order of sums inside a matrix product adds as much again at most.
+    unit = {"float32": 2.0**-23, "bfloat16": 2.0**-8}[dtype]
+    tolerance = 4 * unit * 8 * np.abs(expected).max()
+    for rank, part in enumerate(ran):
+        actual = part[f"{planner}/{kind}/{scheme}/{dtype}"]
+        np.testing.assert_allclose(actual, expected[tokens_at_home(trace, rank)], rtol=0, atol=tolerance)
+
+
+def test_occurrences_count_earlier_equals():
+    assert occurrences(torch.tensor([3, 1, 3, 3, 1]), 4).tolist() == [0, 0, 1, 2, 1]
+    assert occurrences(torch.tensor([], dtype=torch.long), 4).tolist() == []
+
+
+def test_the_reference_is_the_sum_of_weighted_experts_by_hand():
+    one = torch.ones(2, 1, 1)
+    experts = Experts(one, one * torch.tensor([1.0, 2.0]).view(2, 1, 1), one)
+    silu = 1 / (1 + np.exp(-1.0))
+    result = moe_layer(torch.ones(1, 1), torch.tensor([[0, 1]]), torch.tensor([[0.25, 0.5]]), experts)
+    assert result.item() == pytest.approx(0.25 * silu + 0.5 * 2 * silu, rel=1e-6)
+
+
+def test_routing_policies_are_those_of_the_plans():
+    policies = {plan_of(name, "usual").routing.policy for name in PLANNERS}
+    assert policies == {"primary", "uniform", "wrr", "tar"}
