@@ -14,7 +14,7 @@ quickstart: $(VENV)/.core  ## install the torch-free core into .venv and compare
 	$(BIN)/grace-opt compare output=outputs/quickstart
 
 test: $(VENV)/.test  ## install what the tests need and run them
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 check: $(VENV)/.dev  ## lint, format, types and import contracts
 	$(BIN)/ruff check .

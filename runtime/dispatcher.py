@@ -2,13 +2,13 @@
 
     Pairs          a row for every chosen copy
     Flat           a row for every distinct rank
-    Hierarchical   a row for every distinct node, to the rank of equal local number; from there one for every distinct rank
+    Hierarchical   a row for every distinct node, to the rank of equal local number; from there one for every rank
 
 With each row travel the token's K physical experts and gate weights, so that whoever holds a row knows which of its
 experts it must serve or pass on. What dispatch must remember for combine is handed over as `Dispatched`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -42,11 +42,12 @@ class Dispatched:
 class Dispatcher(Protocol):
     """Moves rows to the ranks of their experts; `combine` moves results back and sums them."""
 
-    def dispatch(self, x: Tensor, physical: Tensor, weights: Tensor) -> Dispatched: ...
+    def dispatch(self, x: Tensor, physical: Tensor, weights: Tensor) -> Dispatched:
+        """Rows [T, D] with physical experts and gate weights [T, K] to the ranks that serve them."""
 
 
 def combine(results: Tensor, dispatched: Dispatched) -> Tensor:
-    """[N, D] weighted results of the rows of `dispatched`, back home: [T, D], summed over all that return to a token."""
+    """Weighted results [N, D] of the rows of `dispatched` back home: [T, D], summed over all that return to a token."""
     for stage in reversed(dispatched.stages):
         results = stage.backward(results)
     return results
@@ -81,18 +82,13 @@ class Pairs:
 
     def dispatch(self, x: Tensor, physical: Tensor, weights: Tensor) -> Dispatched:
         """Rows [T, D] with physical experts and gate weights [T, K] to the ranks that serve them."""
-        token = torch.arange(len(x), device=x.device).repeat_interleave(physical.shape[1])
-        stage = Stage.plan(token, self.layout.rank_of_physical[physical.flatten()], len(x))
+        num_pairs, top_k = physical.numel(), physical.shape[1]
+        rank = self.layout.rank_of_physical[physical.flatten()]
+        pair = Stage.plan(torch.arange(num_pairs, device=x.device), rank, num_pairs)
+        token = replace(pair, order=pair.order // top_k, num_rows=len(x))
         # Every pair is a row of its own, so it takes only its own expert along.
-        one = Stage(stage_order(self.layout, physical), stage.sent, stage.received, physical.numel())
-        return Dispatched(
-            stage.forward(x), one.forward(physical.reshape(-1, 1)), one.forward(weights.float().reshape(-1, 1)), (stage,)
-        )
-
-
-def stage_order(layout: Layout, physical: Tensor) -> Tensor:
-    """Pairs by destination rank, in the order `Stage.plan` puts them."""
-    return torch.argsort(layout.rank_of_physical[physical.flatten()], stable=True)
+        own_physical, own_weight = (pair.forward(tensor.reshape(-1, 1)) for tensor in (physical, weights.float()))
+        return Dispatched(token.forward(x), own_physical, own_weight, (token,))
 
 
 @dataclass(frozen=True)
@@ -138,6 +134,4 @@ def _forward(
     """Run the last stage; of the experts that came along only those of this rank are served here."""
     physical = stage.forward(physical)
     here = layout.rank_of_physical[physical] == dist.get_rank()
-    return Dispatched(
-        stage.forward(x), torch.where(here, physical, NOT_HERE), stage.forward(weights), (*before, stage)
-    )
+    return Dispatched(stage.forward(x), torch.where(here, physical, NOT_HERE), stage.forward(weights), (*before, stage))

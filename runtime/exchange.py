@@ -54,7 +54,7 @@ def exchange(rows: Tensor, sent: tuple[int, ...], received: tuple[int, ...]) -> 
     """
     me = dist.get_rank()
     result = rows.new_empty((sum(received), *rows.shape[1:]))
-    outgoing, incoming = rows.contiguous().split(sent), result.split(received)
+    outgoing, incoming = torch.split(rows.contiguous(), list(sent)), torch.split(result, list(received))
     incoming[me].copy_(outgoing[me])
     peers = [rank for rank in range(len(sent)) if rank != me]
     calls = [dist.P2POp(dist.irecv, _as_bytes(incoming[rank]), rank) for rank in peers if received[rank]]

@@ -1,5 +1,6 @@
 """One expert-parallel MoE layer under a plan: choose copies, dispatch, compute, combine."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from runtime.dispatcher import NOT_HERE, Dispatched, Dispatcher, Flat, Hierarchi
 from runtime.reference import Experts
 from runtime.replica_choice import ReplicaChoice
 
-DISPATCHERS = {"pairs": Pairs, "flat": Flat, "hierarchical": Hierarchical}
+DISPATCHERS: dict[str, Callable[[Layout], Dispatcher]] = {"pairs": Pairs, "flat": Flat, "hierarchical": Hierarchical}
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,20 @@ class MoELayer:
         me, device = dist.get_rank(), experts.gate.device
         dispatcher = DISPATCHERS[scheme](Layout.of_plan(plan, device))
         return cls(
-            ReplicaChoice.of_plan(plan, layer, me, device), dispatcher, experts, me * plan.placement.slots.shape[2], shared
+            ReplicaChoice.of_plan(plan, layer, me, device),
+            dispatcher,
+            experts,
+            me * plan.placement.slots.shape[2],
+            shared,
         )
 
     def __call__(self, x: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
         """[T, D] of this rank's tokens to [T, D], given the router's choice and gate weights [T, K]."""
         dispatched = self.dispatcher.dispatch(x, self.choice(expert_ids), weights)
         result = combine(self.compute(dispatched), dispatched)
-        for expert in range(len(self.shared.gate)) if self.shared else ():
-            result = result + self.shared(expert, x)
+        if self.shared is not None:
+            for expert in range(len(self.shared.gate)):
+                result = result + self.shared(expert, x)
         return result
 
     def compute(self, dispatched: Dispatched) -> Tensor:
@@ -69,5 +75,5 @@ class MoELayer:
     def rows_of_slots(self, dispatched: Dispatched) -> list[tuple[int, Tensor, Tensor]]:
         """For each slot that serves any row: the slot, its rows, and the place among the row's K experts."""
         slot = torch.where(dispatched.physical == NOT_HERE, NOT_HERE, dispatched.physical - self.first_physical)
-        served = [s for s in slot.unique().tolist() if s != NOT_HERE]
+        served = [s for s in torch.unique(slot).tolist() if s != NOT_HERE]
         return [(s, *(slot == s).nonzero(as_tuple=True)) for s in served]

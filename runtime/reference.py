@@ -29,16 +29,19 @@ class Experts:
         return Experts(self.gate[experts], self.up[experts], self.down[experts])
 
 
-def moe_layer(x: Tensor, expert_ids: Tensor, weights: Tensor, experts: Experts, shared: Experts | None = None) -> Tensor:
+def moe_layer(
+    x: Tensor, expert_ids: Tensor, weights: Tensor, experts: Experts, shared: Experts | None = None
+) -> Tensor:
     """[T, D] to [T, D]: the weighted sum of each token's experts, plus all shared experts.
 
     Args:
         expert_ids, weights: [T, K] the router's choice and its gate weights.
     """
     result = torch.zeros_like(x, dtype=torch.float32)
-    for expert in expert_ids.unique().tolist():
+    for expert in torch.unique(expert_ids).tolist():
         token, k = (expert_ids == expert).nonzero(as_tuple=True)
         result.index_add_(0, token, experts(expert, x[token]).float() * weights[token, k].float()[:, None])
-    for expert in range(len(shared.gate)) if shared else ():
-        result += shared(expert, x).float()
+    if shared is not None:
+        for expert in range(len(shared.gate)):
+            result += shared(expert, x).float()
     return result.to(x.dtype)

@@ -1,4 +1,4 @@
-"""Which copy serves each token of this rank: `grace_opt.routing`'s round robin, on the device and without communication."""
+"""Which copy serves each token of this rank: the round robin of `grace_opt.routing`, on the device, by itself."""
 
 from dataclasses import dataclass
 
