@@ -34,7 +34,7 @@ def read_plan(path: str | Path) -> Plan:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"format must be {FORMAT!r} version {VERSION}, got none")
-        if content.get("format") != FORMAT or content.get("version") != VERSION:
+        if content.get("format") != FORMAT or (type(content.get("version")), content.get("version")) != (int, VERSION):
             found = f"{content.get('format')!r} version {content.get('version')!r}"
             raise ValueError(f"format must be {FORMAT!r} version {VERSION}, got {found}")
         plan = _plan(content)
@@ -90,14 +90,9 @@ def _plan(content: dict[str, Any]) -> Plan:
     layers, topology = content["layers"], content["topology"]
     _require_expert_lists(layers)
     num_experts = content["num_experts"]
-    if not isinstance(num_experts, int) or not isinstance(topology["num_nodes"], int):
-        raise ValueError("num_experts and topology.num_nodes must be whole numbers")
+    if type(num_experts) is not int:
+        raise ValueError(f"num_experts must be a whole number, got {num_experts!r}")
     placement = Placement.from_lists([layer["ranks"] for layer in layers], num_experts)
-    sizes = topology["ranks_per_node"]
-    if not isinstance(sizes, list):
-        if topology["num_nodes"] > placement.num_ranks:
-            raise ValueError(f"topology has {topology['num_nodes']} nodes, but only {placement.num_ranks} ranks")
-        sizes = [sizes] * topology["num_nodes"]
     if not isinstance(content.get("provenance", {}), dict):
         raise ValueError("provenance must be an object")
     weights = None
@@ -110,12 +105,22 @@ def _plan(content: dict[str, Any]) -> Plan:
                 weights[index, rank, : len(values)] = values
     return Plan(
         str(content["model"]),
-        tuple(int(layer["layer"]) for layer in layers),
-        tuple(int(size) for size in sizes),
+        tuple(layer["layer"] for layer in layers),
+        _ranks_per_node(topology, placement.num_ranks),
         placement,
         Routing(content["routing"]["policy"], weights),
         content.get("provenance", {}),
     )
+
+
+def _ranks_per_node(topology: dict[str, Any], num_ranks: int) -> tuple[int, ...]:
+    nodes, sizes = topology["num_nodes"], topology["ranks_per_node"]
+    if type(nodes) is not int or not 1 <= nodes <= num_ranks:
+        raise ValueError(f"topology.num_nodes must be a whole number from 1 to the {num_ranks} ranks, got {nodes!r}")
+    sizes = sizes if isinstance(sizes, list) else [sizes] * nodes
+    if len(sizes) != nodes or not all(type(size) is int for size in sizes):
+        raise ValueError(f"topology.ranks_per_node must be a whole number or {nodes} of them, got {sizes!r}")
+    return tuple(sizes)
 
 
 def _require_expert_lists(layers: Any) -> None:
@@ -123,6 +128,8 @@ def _require_expert_lists(layers: Any) -> None:
         raise ValueError("layers must be a list with at least one layer")
     for index, layer in enumerate(layers):
         ranks = layer["ranks"]
+        if type(layer["layer"]) is not int:
+            raise ValueError(f"layers[{index}].layer must be an absolute layer id, got {layer['layer']!r}")
         if not isinstance(ranks, list) or not all(isinstance(experts, list) for experts in ranks):
             raise ValueError(f"layers[{index}].ranks must be a list of lists of expert ids")
         if not all(type(e) is int and e > EMPTY for experts in ranks for e in experts):

@@ -54,6 +54,8 @@ class Routing:
         weights = np.array(self.weights, np.float64)
         if weights.ndim != 3 or not np.isfinite(weights).all() or (weights < 0).any():
             raise ValueError("routing weights must be finite, not negative, and shaped [layers, ranks, slots]")
+        if weights.sum() == np.inf:
+            raise ValueError("routing weights are so large that their sum overflows: give shares of any smaller scale")
         weights.setflags(write=False)
         object.__setattr__(self, "weights", weights)
 
