@@ -79,11 +79,6 @@ def fit_statistics(trace: Trace, max_tokens: int = MAX_TOKENS) -> TraceStatistic
     )
 
 
-def compare(real: TraceStatistics, synthetic: TraceStatistics) -> dict[str, tuple[float, float]]:
-    """Each figure of both."""
-    return {name: (figure, synthetic.figures[name]) for name, figure in real.figures.items()}
-
-
 def measure(trace: Trace) -> dict[str, float]:
     """The figures by name."""
     fit, held_out = Alternate()(trace)
@@ -170,9 +165,7 @@ def _count_transitions(ids_TK, next_TK, num_experts):  # type: ignore[no-untyped
 
 def _groups(fit: Trace, held_out: Trace, layer: int) -> dict[str, float]:
     """groups_* and busiest_group of one layer."""
-    num_groups = min(NUM_GROUPS, fit.num_experts)
-    index_E = np.arange(fit.num_experts) * num_groups // fit.num_experts
-    fitted_E = _exchange(affinity(fit, layer), index_E)
+    index_E, fitted_E, num_groups = _index_and_fitted_groups(fit, layer)
     ids_TK = held_out.layer(layer)
     tokens_G = np.bincount(fitted_E[ids_TK.ravel()], minlength=num_groups)
     return {
@@ -182,18 +175,24 @@ def _groups(fit: Trace, held_out: Trace, layer: int) -> dict[str, float]:
     }
 
 
+def _index_and_fitted_groups(fit: Trace, layer: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """[E] group of each expert in index order, [E] after exchanges, and the number of groups."""
+    num_groups = min(NUM_GROUPS, fit.num_experts)
+    index_E = np.arange(fit.num_experts) * num_groups // fit.num_experts
+    return index_E, _exchange(affinity(fit, layer), index_E), num_groups
+
+
 def groups_of_independent_draws(trace: Trace) -> float:
     """Distinct fitted groups of a token that draws its experts independently by load: what loads alone explain.
 
     To be held against `groups_fitted`: the same groups, the same odd sequences, mean over layers.
     """
     fit, held_out = Alternate()(trace)
-    num_groups = min(NUM_GROUPS, trace.num_experts)
     visits = 0
     for layer in range(trace.num_layers):
-        index_E = np.arange(trace.num_experts) * num_groups // trace.num_experts
+        _, fitted_E, num_groups = _index_and_fitted_groups(fit, layer)
         drawn_TK = independent_draws(held_out.layer(layer), trace.num_experts)
-        visits += _distinct(drawn_TK, _exchange(affinity(fit, layer), index_E), num_groups)
+        visits += _distinct(drawn_TK, fitted_E, num_groups)
     return visits / (held_out.num_tokens * trace.num_layers)
 
 
