@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from analysis.parts import problems
-from analysis.provenance import append_rows, provenance
 from grace_opt.configuration import build, read_configuration
 from grace_opt.planners.eplb import rebalance
 from grace_opt.planners.grace import Grace
+from grace_opt.provenance import append_rows, provenance
 
 RESULTS = Path(__file__).parent / "results" / "plan_time.csv"
 REPEATS = 7

@@ -17,12 +17,12 @@ from rich.progress import track
 from rich.table import Table
 
 from analysis.parts import problems, solve
-from analysis.provenance import append_rows, provenance
 from analysis.report import console
 from grace_opt.configuration import build, read_configuration
 from grace_opt.cost import CostModel
 from grace_opt.homes import Random
 from grace_opt.problem import Problem, smallest_slots
+from grace_opt.provenance import append_rows, provenance
 from grace_opt.solution import Planner
 from grace_opt.topology import Topology
 from grace_opt.trace import Trace

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.provenance import append_rows, provenance
 from grace_opt.cores import num_cores
 from grace_opt.homes import Balanced
 from grace_opt.placement import EMPTY, Placement
 from grace_opt.plan import Plan
 from grace_opt.profile import expert_loads
+from grace_opt.provenance import append_rows, provenance
 from grace_opt.routing import Routing
 from grace_opt.trace import Trace
 from grace_opt.trace_file import read_trace, write_trace

@@ -4,7 +4,7 @@ import numpy as np
 
 from analysis.bench_planners import home_maps, mirrored
 from analysis.bench_traffic import measure, write_random_trace
-from analysis.provenance import append_rows
+from grace_opt.provenance import append_rows
 
 
 def test_the_traffic_benchmark_measures_what_its_row_says(tmp_path):
