@@ -22,6 +22,8 @@ class GPU:
         memory_bytes: device memory.
         launch_s: fixed cost of one grouped expert computation.
         tile_tokens: an expert's tokens are computed in tiles of this many rows.
+        copy_bytes_per_s: rate at which rows are put in the order of their destinations, and summed when they return
+            (bytes of the rows, once); infinite if that is not to be counted.
     """
 
     name: str
@@ -30,10 +32,13 @@ class GPU:
     memory_bytes: float
     launch_s: float = 0.0
     tile_tokens: int = 1
+    copy_bytes_per_s: float = math.inf
 
     def __post_init__(self) -> None:
         for field in ("flops_per_s", "memory_bytes_per_s", "memory_bytes", "tile_tokens"):
             require_positive(f"gpu {self.name}: {field}", getattr(self, field))
+        if not self.copy_bytes_per_s > 0:
+            raise ValueError(f"gpu {self.name}: copy_bytes_per_s must be positive, got {self.copy_bytes_per_s}")
         if not 0 <= self.launch_s < math.inf:
             raise ValueError(f"gpu {self.name}: launch_s must be a time in seconds, got {self.launch_s}")
 
@@ -50,6 +55,7 @@ class Topology:
         link_bytes_per_s: float64 [links].
         routes: sparse [links, R * R]; column source * R + destination holds 1 on the links of that route.
         latency_s: float64 [R, R], sum of link latencies along the route; 0 on the diagonal.
+        link_burst_bytes: float64 [links], bytes that pass at once after a pause, as through a token bucket; None for 0.
 
     Example: two nodes of two GPUs behind a switch each; cross-node routes share their node's link to the spine::
 
@@ -63,6 +69,7 @@ class Topology:
     link_bytes_per_s: NDArray[np.float64]
     routes: sparse.csr_array
     latency_s: NDArray[np.float64]
+    link_burst_bytes: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         nodes = np.asarray(self.node_of_rank, np.int64)
@@ -70,7 +77,10 @@ class Topology:
             raise ValueError(f"topology {self.name} has {len(self.gpus)} gpus but {len(nodes)} node numbers")
         if nodes[0] != 0 or not np.isin(np.diff(nodes), (0, 1)).all():
             raise ValueError(f"topology {self.name}: ranks of a node must be consecutive and nodes numbered 0, 1, ...")
-        shapes = {"link_bytes_per_s": (len(self.link_names),), "latency_s": (len(nodes), len(nodes))}
+        if self.link_burst_bytes is None:
+            object.__setattr__(self, "link_burst_bytes", np.zeros(len(self.link_names)))
+        links = (len(self.link_names),)
+        shapes = {"link_bytes_per_s": links, "link_burst_bytes": links, "latency_s": (len(nodes), len(nodes))}
         for field, shape in shapes.items():
             array = np.array(getattr(self, field), np.float64)
             if array.shape != shape or not np.isfinite(array).all() or (array < 0).any():
@@ -106,8 +116,8 @@ class Topology:
         """From a graph of GPUs and switches whose edges are full-duplex links.
 
         Vertices that are GPUs have attributes `gpu` (a GPU) and `node` (a number); all others are switches. Edges have
-        `bytes_per_s` (each direction) and `latency_s`. Ranks are GPUs by node, then in order of insertion. A route is
-        the path of least latency (then fewest links) that passes through switches only.
+        `bytes_per_s` (each direction), `latency_s` and perhaps `burst_bytes`. Ranks are GPUs by node, then in order of
+        insertion. A route is the path of least latency (then fewest links) that passes through switches only.
 
         Raises:
             ValueError: a link without positive finite bandwidth, or two GPUs without a route.
@@ -143,6 +153,7 @@ class Topology:
             np.array([graph.edges[ends]["bytes_per_s"] for ends in links], np.float64),
             routes,
             latency_RR,
+            np.array([graph.edges[ends].get("burst_bytes", 0.0) for ends in links], np.float64),
         )
 
     @classmethod

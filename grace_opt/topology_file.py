@@ -5,7 +5,7 @@ version: 1
 name: my_cluster
 gpus: {h100: {flops_per_s: 6.4e14, memory_bytes_per_s: 2.68e12, memory_bytes: 80e9}}
 ranks: [{name: a0, node: 0, gpu: h100}, ...]          # in rank order; ranks of a node stand together
-links: [{between: [a0, switch_a], bytes_per_s: 272e9, latency_s: 4.5e-6}, ...]   # full duplex
+links: [{between: [a0, switch_a], bytes_per_s: 272e9, latency_s: 4.5e-6}, ...]   # full duplex; burst_bytes: optional
 """
 
 from pathlib import Path
@@ -62,10 +62,11 @@ def _graph(content: dict[Any, Any]) -> nx.Graph:
         a, b = link["between"]
         if graph.has_edge(a, b):
             raise ValueError(f"links[{index}] joins {a} and {b} a second time: give one link with the summed bandwidth")
-        unknown = set(link) - {"between", "bytes_per_s", "latency_s"}
+        unknown = set(link) - {"between", "bytes_per_s", "latency_s", "burst_bytes"}
         if unknown:
             raise ValueError(f"links[{index}] has an unknown field {sorted(unknown)[0]!r}")
-        graph.add_edge(a, b, bytes_per_s=link["bytes_per_s"], latency_s=link.get("latency_s", 0.0))
+        optional = {field: link.get(field, 0.0) for field in ("latency_s", "burst_bytes")}
+        graph.add_edge(a, b, bytes_per_s=link["bytes_per_s"], **optional)
     return graph
 
 

@@ -8,8 +8,11 @@ A *row* is one token's hidden state. With home rank h of a token, its K chosen c
                    number on n; stage 2: one row p(h, n) -> r for every distinct rank r of node n (h's own node
                    included, p(h, n) = h there) other than p(h, n)
 
-Combine sends every row back the way it came. One pass over the trace counts three tables from which all schemes
-follow: (token, copy) pairs, distinct ranks and distinct nodes visited, each per home rank.
+    hierarchical_padded   the same, but every transfer of stage 1 is filled up with zeros to the largest of its batch
+                   (GRACE-MoE section 3)
+
+Combine sends every row back the way it came, without padding. One pass over the trace counts three tables from which
+all schemes follow: (token, copy) pairs, distinct ranks and distinct nodes visited, each per home rank.
 
 Example: 2 nodes x 2 ranks, expert e on rank e, a token at home on rank 0 that chose experts 1, 2 and 3: `pairs` and
 `flat` send rows 0->1, 0->2, 0->3; `hierarchical` sends 0->2 across, then 0->1 and 2->3 inside the nodes.
@@ -28,7 +31,7 @@ from grace_opt.routing import schedules
 from grace_opt.topology import proxy_ranks
 from grace_opt.trace import Trace
 
-SCHEMES = ("pairs", "flat", "hierarchical")
+SCHEMES = ("pairs", "flat", "hierarchical", "hierarchical_padded")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,23 +79,37 @@ class Traffic:
         """[L, B, R] physical experts of each rank that serve at least one token."""
         return np.asarray((self.tokens_by_rank > 0).sum(axis=3))
 
-    def dispatch(self, scheme: str) -> tuple[NDArray[np.int64], ...]:
-        """Rows rank to rank [L, B, R, R] of each stage of dispatch; the diagonal (no transfer) is 0."""
+    def stages(self, scheme: str) -> tuple[NDArray[np.int64], ...]:
+        """Rows rank to rank [L, B, R, R] of each stage of dispatch; on the diagonal those that stay where they are."""
         if scheme not in SCHEMES:
             raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
-        if scheme != "hierarchical":
-            return (_without_diagonal(self.pair_rows if scheme == "pairs" else self.rank_visits),)
+        if not scheme.startswith("hierarchical"):
+            return (self.pair_rows if scheme == "pairs" else self.rank_visits,)
         across, inside = np.zeros_like(self.rank_visits), np.zeros_like(self.rank_visits)
         proxy_RN = proxy_ranks(self.ranks_per_node)
         ranks = np.arange(len(proxy_RN))
         for home, proxy_N in enumerate(proxy_RN):
             across[:, :, home, proxy_N] = self.node_visits[:, :, home, :]
             inside[:, :, proxy_N[self.node_of_rank], ranks] += self.rank_visits[:, :, home, :]
-        return _without_diagonal(across), _without_diagonal(inside)
+        if scheme == "hierarchical_padded":
+            leaves = np.zeros((len(ranks), len(ranks)), bool)
+            leaves[ranks[:, None], proxy_RN] = True
+            leaves[ranks, ranks] = False
+            if leaves.any():
+                across[:, :, leaves] = across[:, :, leaves].max(axis=2, keepdims=True)
+        return across, inside
+
+    def dispatch(self, scheme: str) -> tuple[NDArray[np.int64], ...]:
+        """Rows rank to rank [L, B, R, R] of each stage of dispatch; the diagonal (no transfer) is 0."""
+        return tuple(_without_diagonal(rows) for rows in self.stages(scheme))
 
     def combine(self, scheme: str) -> tuple[NDArray[np.int64], ...]:
-        """Rows rank to rank of each stage of combine: dispatch backwards."""
-        return tuple(rows.swapaxes(2, 3) for rows in reversed(self.dispatch(scheme)))
+        """Rows rank to rank of each stage of combine: dispatch backwards, without padding; the diagonal is 0."""
+        return tuple(_without_diagonal(rows) for rows in self.returning(scheme))
+
+    def returning(self, scheme: str) -> tuple[NDArray[np.int64], ...]:
+        """As `combine`, the diagonal holding rows that stay where they are."""
+        return tuple(rows.swapaxes(2, 3) for rows in reversed(self.stages(scheme.removesuffix("_padded"))))
 
     def cross_node_rows(self, scheme: str) -> NDArray[np.int64]:
         """[L, B] dispatched rows that leave a node."""
@@ -118,7 +135,7 @@ def traffic(trace: Trace, plan: Plan, tokens_per_rank: int | None = None, num_th
         ValueError: the trace is not of the plan's layers and experts, or has no homes on its ranks.
     """
     _check(trace, plan)
-    segments, tokens_BR = _segments(trace, plan.num_ranks, tokens_per_rank)
+    segments, tokens_BR = batch_segments(trace, plan.num_ranks, tokens_per_rank)
     ranks, nodes = plan.num_ranks, len(plan.ranks_per_node)
     shape = (trace.num_layers, len(tokens_BR))
     counts = Traffic(
@@ -160,8 +177,15 @@ def _check(trace: Trace, plan: Plan) -> None:
         raise ValueError(f"trace has a home on rank {trace.homes.max()}, the plan only {plan.num_ranks} ranks")
 
 
-def _segments(trace: Trace, num_ranks: int, tokens_per_rank: int | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Runs of tokens of one home and batch, rows (start, stop, home, batch) by batch, home, order; and [B, R] sizes."""
+def batch_segments(
+    trace: Trace, num_ranks: int, tokens_per_rank: int | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """What the ranks process together: every rank's tokens, in order, cut into equally many near-equal batches.
+
+    Returns:
+        int64 [segments, 4], runs of tokens (start, stop, home, batch), ordered by batch, home and place in the rank's
+        order; and int64 [B, R], tokens of each rank and batch.
+    """
     assert trace.homes is not None
     if tokens_per_rank is not None and tokens_per_rank < 1:
         raise ValueError(f"tokens_per_rank must be at least 1, got {tokens_per_rank}")

@@ -57,7 +57,17 @@ def traffic_reference(trace: Trace, plan: Plan, tokens_per_rank: int | None = No
                     already_at = proxy(plan.ranks_per_node, home, plan.node_of_rank[rank])
                     flat[layer, batch, home, rank] += rank != home
                     inside[layer, batch, already_at, rank] += rank != already_at
-    return ReferenceTraffic(tokens, {"pairs": (pairs,), "flat": (flat,), "hierarchical": (across, inside)})
+    dispatch = {"pairs": (pairs,), "flat": (flat,), "hierarchical": (across, inside)}
+    return ReferenceTraffic(tokens, {**dispatch, "hierarchical_padded": (padded(across, plan), inside)})
+
+
+def padded(across: NDArray[np.int64], plan: Plan) -> NDArray[np.int64]:
+    """Rows [L, B, R, R] between nodes, each transfer that the scheme allows filled up to the largest of its batch."""
+    result = np.zeros_like(across)
+    for home, own_node in enumerate(plan.node_of_rank):
+        for node in set(plan.node_of_rank) - {own_node}:
+            result[:, :, home, proxy(plan.ranks_per_node, home, node)] = across.max(axis=(2, 3))
+    return result
 
 
 def deal_batches(trace: Trace, num_ranks: int, tokens_per_rank: int | None) -> list[list[list[int]]]:

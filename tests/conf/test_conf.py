@@ -99,7 +99,7 @@ def test_there_is_one_root_file_per_command():
         ("topology.num_nodes=two", "topology.num_nodes must be int, got 'two'"),
         ("planner.seed=1.5", "planner.seed must be int, got 1.5"),
         ("+planner.speed=3", "planner.speed is no option of grace_opt.planners.grace.Grace"),
-        ("scheme=fast", "scheme must be one of pairs, flat, hierarchical, got 'fast'"),
+        ("scheme=fast", "scheme must be one of pairs, flat, hierarchical, hierarchical_padded, got 'fast'"),
         ("split=domain", "split.fit_domains must be given"),
     ],
 )

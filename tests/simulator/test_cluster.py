@@ -95,7 +95,7 @@ def test_counted_traffic_is_priced_as_the_plan_is(problem: Problem, make_plan: C
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"scheme": "broadcast"}, "scheme must be one of pairs, flat, hierarchical, got 'broadcast'"),
+        ({"scheme": "broadcast"}, "scheme must be one of pairs, flat, hierarchical, hierarchical_padded, got 'broadcast'"),
         ({"tokens_per_rank": 0}, "tokens_per_rank must be at least 1, got 0"),
     ],
 )
