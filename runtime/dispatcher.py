@@ -4,11 +4,12 @@
     Flat           a row for every distinct rank
     Hierarchical   a row for every distinct node, to the rank of equal local number; from there one for every rank
 
-With each row travel the token's K physical experts and gate weights, so that whoever holds a row knows which of its
-experts it must serve or pass on. What dispatch must remember for combine is handed over as `Dispatched`.
+With each row travel the token's K physical experts and gate weights (CHOICE_BYTES each), so that whoever holds a row
+knows which of its experts it must serve or pass on. What dispatch must remember for combine is handed over, as
+`Dispatched`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -17,9 +18,11 @@ from torch import Tensor
 
 from grace_opt.plan import Plan
 from grace_opt.topology import proxy_ranks
-from runtime.exchange import Stage
+from runtime.exchange import Peers, Stage
+from runtime.kernels import NOT_HERE
 
-NOT_HERE = -1
+CHOICE_BYTES = 8
+"""An expert id as int32 and a gate weight as float32."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,12 @@ class Dispatched:
 class Dispatcher(Protocol):
     """Moves rows to the ranks of their experts; `combine` moves results back and sums them."""
 
-    def dispatch(self, x: Tensor, physical: Tensor, weights: Tensor) -> Dispatched:
-        """Rows [T, D] with physical experts and gate weights [T, K] to the ranks that serve them."""
+    def dispatch(self, x: Tensor, physical: Tensor, weights: Tensor, alarm: Tensor | None = None) -> Dispatched:
+        """Rows [T, D] with physical experts and gate weights [T, K] to the ranks that serve them.
+
+        Args:
+            alarm: bool scalar, True if the rows are unfit to be sent; every rank then raises ValueError.
+        """
 
 
 def combine(results: Tensor, dispatched: Dispatched) -> Tensor:
@@ -55,23 +62,40 @@ def combine(results: Tensor, dispatched: Dispatched) -> Tensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where physical experts are, as tensors.
+    """Where physical experts are and who exchanges with whom, for one rank.
 
     Attributes:
         rank_of_physical, node_of_rank: int64 [P] and [R].
+        local_of_rank: int64 [R], number of each rank on this rank's node; NOT_HERE on other nodes.
         proxy: int64 [N], the ranks that receive this rank's tokens on each node.
+        clients: ranks of other nodes whose tokens this rank receives for its node.
+        everyone, node: the ranks of all nodes, and of this rank's node.
     """
 
     rank_of_physical: Tensor
     node_of_rank: Tensor
+    local_of_rank: Tensor
     proxy: Tensor
+    clients: tuple[int, ...]
+    everyone: Peers
+    node: Peers
 
     @classmethod
     def of_plan(cls, plan: Plan, device: torch.device | str = "cpu") -> "Layout":
-        """For the calling rank."""
-        ranks = torch.arange(plan.num_ranks).repeat_interleave(plan.placement.slots.shape[2])
-        proxies = torch.from_numpy(proxy_ranks(plan.ranks_per_node)[dist.get_rank()])
-        return cls(ranks.to(device), torch.from_numpy(plan.node_of_rank).to(device), proxies.to(device))
+        """For the calling rank; all ranks must call it together, for it makes their process groups."""
+        me, nodes, ranks = dist.get_rank(), torch.from_numpy(plan.node_of_rank), torch.arange(plan.num_ranks)
+        proxies = torch.from_numpy(proxy_ranks(plan.ranks_per_node))
+        inside = nodes == nodes[me]
+        local = torch.where(inside, inside.cumsum(0) - 1, NOT_HERE)
+        return cls(
+            ranks.repeat_interleave(plan.placement.slots.shape[2]).to(device),
+            nodes.to(device),
+            local.to(device),
+            proxies[me].to(device),
+            tuple(ranks[(proxies[:, nodes[me]] == me) & ~inside].tolist()),
+            Peers.everyone(),
+            Peers.of_my_node(plan.ranks_per_node),
+        )
 
 
 @dataclass(frozen=True)
@@ -80,15 +104,14 @@ class Pairs:
 
     layout: Layout
 
-    def dispatch(self, x: Tensor, physical: Tensor, weights: Tensor) -> Dispatched:
-        """Rows [T, D] with physical experts and gate weights [T, K] to the ranks that serve them."""
-        num_pairs, top_k = physical.numel(), physical.shape[1]
-        rank = self.layout.rank_of_physical[physical.flatten()]
-        pair = Stage.plan(torch.arange(num_pairs, device=x.device), rank, num_pairs)
-        token = replace(pair, order=pair.order // top_k, num_rows=len(x))
+    def dispatch(self, x: Tensor, physical: Tensor, weights: Tensor, alarm: Tensor | None = None) -> Dispatched:
+        """See `Dispatcher`."""
+        stage = Stage.plan(self.layout.rank_of_physical[physical], self.layout.everyone, alarm)
         # Every pair is a row of its own, so it takes only its own expert along.
-        own_physical, own_weight = (pair.forward(tensor.reshape(-1, 1)) for tensor in (physical, weights.float()))
-        return Dispatched(token.forward(x), own_physical, own_weight, (token,))
+        alone = Stage(stage.peers, stage.position.reshape(-1, 1), stage.sent, stage.received)
+        choices = alone.start(_pack(physical.reshape(-1, 1), weights.reshape(-1, 1)))
+        rows = stage.start(x)
+        return Dispatched(rows.wait(), *_unpack(choices.wait()), (stage,))
 
 
 @dataclass(frozen=True)
@@ -97,41 +120,64 @@ class Flat:
 
     layout: Layout
 
-    def dispatch(self, x: Tensor, physical: Tensor, weights: Tensor) -> Dispatched:
-        """As `Pairs.dispatch`."""
-        ranks = distinct(self.layout.rank_of_physical[physical], len(self.layout.node_of_rank))
-        token, rank = ranks.nonzero(as_tuple=True)
-        return _forward(Stage.plan(token, rank, len(x)), x, physical, weights.float(), self.layout, ())
+    def dispatch(self, x: Tensor, physical: Tensor, weights: Tensor, alarm: Tensor | None = None) -> Dispatched:
+        """See `Dispatcher`."""
+        visited = distinct(self.layout.rank_of_physical[physical], len(self.layout.node_of_rank))
+        stage = Stage.plan(visited, self.layout.everyone, alarm)
+        choices, rows = stage.start(_pack(physical, weights)), stage.start(x)
+        return _arrive(self.layout, rows.wait(), choices.wait(), (stage,))
 
 
 @dataclass(frozen=True)
 class Hierarchical:
-    """One row for every distinct node of a token, then one for every distinct rank (GRACE-MoE, "HSC")."""
+    """One row for every distinct node of a token, then one for every distinct rank (GRACE-MoE, "HSC").
+
+    Attributes:
+        padded: fill up the transfers between nodes to the size of the largest with zeros, as the paper's stage does.
+    """
 
     layout: Layout
+    padded: bool = False
 
-    def dispatch(self, x: Tensor, physical: Tensor, weights: Tensor) -> Dispatched:
-        """As `Pairs.dispatch`."""
-        layout, me = self.layout, dist.get_rank()
-        nodes = distinct(layout.node_of_rank[layout.rank_of_physical[physical]], len(layout.proxy))
-        token, node = nodes.nonzero(as_tuple=True)
-        across = Stage.plan(token, layout.proxy[node], len(x))
-        rows, physical, weights = (across.forward(tensor) for tensor in (x, physical, weights.float()))
-        ranks = distinct(layout.rank_of_physical[physical], len(layout.node_of_rank))
-        row, rank = (ranks & (layout.node_of_rank == layout.node_of_rank[me])).nonzero(as_tuple=True)
-        return _forward(Stage.plan(row, rank, len(rows)), rows, physical, weights, layout, (across,))
+    def dispatch(self, x: Tensor, physical: Tensor, weights: Tensor, alarm: Tensor | None = None) -> Dispatched:
+        """See `Dispatcher`. Routing inside the node is computed while the rows between nodes are in flight."""
+        layout = self.layout
+        if len(layout.proxy) == 1:  # one node: nothing to cross
+            return Flat(layout).dispatch(x, physical, weights, alarm)
+        visited = distinct(layout.node_of_rank[layout.rank_of_physical[physical]], len(layout.proxy))
+        proxies = torch.where(visited >= 0, layout.proxy[visited.clamp(min=0)], NOT_HERE)
+        across = Stage.plan(proxies, layout.everyone, alarm)
+        if self.padded:
+            across = across.filled([p for p in layout.proxy.tolist() if p != dist.get_rank()], layout.clients)
+        choices, rows = across.start(_pack(physical, weights)), across.start(x)
+        arrived = choices.wait()
+        if len(layout.node.ranks) == 1:  # nowhere to pass rows on to
+            return _arrive(layout, rows.wait(), arrived, (across,))
+        local = layout.local_of_rank[layout.rank_of_physical[_unpack(arrived)[0]]]
+        inside = Stage.plan(distinct(local, len(layout.node.ranks)), layout.node)
+        choices = inside.start(arrived)
+        return _arrive(layout, inside.forward(rows.wait()), choices.wait(), (across, inside))
 
 
 def distinct(place: Tensor, num_places: int) -> Tensor:
-    """[T, K] places to bool [T, num_places]: which are among a token's."""
-    hits = torch.zeros(len(place), num_places, dtype=torch.bool, device=place.device)
-    return hits.scatter_(1, place, True)
+    """[T, K] places, -1 for none, to int64 [T, num_places]: column p holds p where it is among a token's, else -1."""
+    hits = torch.zeros(len(place), num_places + 1, dtype=torch.bool, device=place.device)
+    hits.scatter_(1, torch.where(place < 0, num_places, place), True)
+    return torch.where(hits[:, :-1], torch.arange(num_places, device=place.device), NOT_HERE)
 
 
-def _forward(
-    stage: Stage, x: Tensor, physical: Tensor, weights: Tensor, layout: Layout, before: tuple[Stage, ...]
-) -> Dispatched:
-    """Run the last stage; of the experts that came along only those of this rank are served here."""
-    physical = stage.forward(physical)
+def _arrive(layout: Layout, rows: Tensor, choices: Tensor, stages: tuple[Stage, ...]) -> Dispatched:
+    """Of the experts that came along only those of this rank are served here."""
+    physical, weights = _unpack(choices)
     here = layout.rank_of_physical[physical] == dist.get_rank()
-    return Dispatched(stage.forward(x), torch.where(here, physical, NOT_HERE), stage.forward(weights), (*before, stage))
+    return Dispatched(rows, torch.where(here, physical, NOT_HERE), weights, stages)
+
+
+def _pack(physical: Tensor, weights: Tensor) -> Tensor:
+    """Ids and weights [N, K] as one int32 tensor [N, 2 K], so that they travel in one message."""
+    return torch.cat((physical.int(), weights.float().view(torch.int32)), dim=1)
+
+
+def _unpack(choices: Tensor) -> tuple[Tensor, Tensor]:
+    physical, weights = choices.chunk(2, dim=1)
+    return physical.long(), weights.contiguous().view(torch.float32)

@@ -1,18 +1,29 @@
 """One expert-parallel MoE layer under a plan: choose copies, dispatch, compute, combine."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from grace_opt.plan import Plan
-from runtime.dispatcher import NOT_HERE, Dispatched, Dispatcher, Flat, Hierarchical, Layout, Pairs, combine
+from runtime.dispatcher import Dispatched, Dispatcher, Flat, Hierarchical, Layout, Pairs, combine
+from runtime.experts import GroupedExperts
+from runtime.kernels import NOT_HERE
 from runtime.reference import Experts
 from runtime.replica_choice import ReplicaChoice
 
-DISPATCHERS: dict[str, Callable[[Layout], Dispatcher]] = {"pairs": Pairs, "flat": Flat, "hierarchical": Hierarchical}
+DISPATCHERS: dict[str, Callable[[Layout], Dispatcher]] = {
+    "pairs": Pairs,
+    "flat": Flat,
+    "hierarchical": Hierarchical,
+    "hierarchical_padded": partial(Hierarchical, padded=True),
+}
+Watch = Callable[[str], AbstractContextManager[object]]
+"""Times what happens inside, by the name of a phase (see `stopwatch.Stopwatch`)."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +31,7 @@ class MoELayer:
     """The layer as one rank sees it.
 
     Attributes:
+        layer_id: absolute id, for messages.
         choice: which copy serves this rank's tokens.
         dispatcher: how rows travel.
         experts: weights of this rank's slots, in slot order.
@@ -27,9 +39,10 @@ class MoELayer:
         shared: experts that every token passes at home.
     """
 
+    layer_id: int
     choice: ReplicaChoice
     dispatcher: Dispatcher
-    experts: Experts
+    experts: GroupedExperts
     first_physical: int
     shared: Experts | None = None
 
@@ -37,43 +50,59 @@ class MoELayer:
     def of_plan(
         cls, plan: Plan, layer: int, scheme: str, experts: Experts, shared: Experts | None = None
     ) -> "MoELayer":
-        """For the calling rank.
+        """For the calling rank; all ranks must call it together.
 
         Args:
             layer: index of the layer in the plan.
+            scheme: one of DISPATCHERS.
             experts: weights of this rank's filled slots, in slot order.
+
+        Raises:
+            ValueError: the plan is for another number of ranks, or the weights for another number of slots.
         """
         if plan.num_ranks != dist.get_world_size():
             raise ValueError(f"plan is for {plan.num_ranks} ranks, but {dist.get_world_size()} processes run it")
+        if scheme not in DISPATCHERS:
+            raise ValueError(f"scheme must be one of {', '.join(DISPATCHERS)}, got {scheme!r}")
         me, device = dist.get_rank(), experts.gate.device
-        dispatcher = DISPATCHERS[scheme](Layout.of_plan(plan, device))
+        held = int(plan.placement.slots_used[layer, me])
+        if len(experts.gate) != held:
+            raise ValueError(f"rank {me} holds {held} experts in layer {layer}, got weights of {len(experts.gate)}")
         return cls(
+            plan.layer_ids[layer],
             ReplicaChoice.of_plan(plan, layer, me, device),
-            dispatcher,
-            experts,
+            DISPATCHERS[scheme](Layout.of_plan(plan, device)),
+            GroupedExperts(experts),
             me * plan.placement.slots.shape[2],
             shared,
         )
 
-    def __call__(self, x: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
-        """[T, D] of this rank's tokens to [T, D], given the router's choice and gate weights [T, K]."""
-        dispatched = self.dispatcher.dispatch(x, self.choice(expert_ids), weights)
-        result = combine(self.compute(dispatched), dispatched)
-        if self.shared is not None:
-            for expert in range(len(self.shared.gate)):
-                result = result + self.shared(expert, x)
-        return result
+    def __call__(self, x: Tensor, expert_ids: Tensor, weights: Tensor, watch: Watch = nullcontext) -> Tensor:
+        """[T, D] of this rank's tokens to [T, D], given the router's choice and gate weights [T, K].
+
+        Raises:
+            ValueError: on all ranks alike, if the input of any is NaN or infinite.
+        """
+        with watch("dispatch"):
+            dispatched = self.dispatch(x, expert_ids, weights)
+        with watch("experts"):
+            served = self.compute(dispatched)
+        with watch("combine"):
+            result = combine(served, dispatched)
+        return result if self.shared is None else result + self.shared.all(x)
+
+    def dispatch(self, x: Tensor, expert_ids: Tensor, weights: Tensor) -> Dispatched:
+        """Rows to the ranks that serve them; an unfit input is refused before it spreads."""
+        unfit = ~(torch.isfinite(x).all() & torch.isfinite(weights).all())
+        try:
+            return self.dispatcher.dispatch(x, self.choice(expert_ids), weights, unfit)
+        except ValueError as error:
+            raise ValueError(f"MoE layer {self.layer_id}: {error}") from None
 
     def compute(self, dispatched: Dispatched) -> Tensor:
         """[N, D] weighted sum of this rank's experts for each row, in the rows' type, accumulated in float32."""
-        result = torch.zeros_like(dispatched.rows, dtype=torch.float32)
-        for slot, rows, k in self.rows_of_slots(dispatched):
-            weight = dispatched.weights[rows, k][:, None]
-            result.index_add_(0, rows, self.experts(slot, dispatched.rows[rows]).float() * weight)
-        return result.to(dispatched.rows.dtype)
+        return self.experts(dispatched.rows, self.slots_of(dispatched), dispatched.weights)
 
-    def rows_of_slots(self, dispatched: Dispatched) -> list[tuple[int, Tensor, Tensor]]:
-        """For each slot that serves any row: the slot, its rows, and the place among the row's K experts."""
-        slot = torch.where(dispatched.physical == NOT_HERE, NOT_HERE, dispatched.physical - self.first_physical)
-        served = [s for s in torch.unique(slot).tolist() if s != NOT_HERE]
-        return [(s, *(slot == s).nonzero(as_tuple=True)) for s in served]
+    def slots_of(self, dispatched: Dispatched) -> Tensor:
+        """[N, K] slots of this rank that serve each row, NOT_HERE for the rest."""
+        return torch.where(dispatched.physical == NOT_HERE, NOT_HERE, dispatched.physical - self.first_physical)

@@ -24,7 +24,6 @@ from grace_opt.trace import Trace
 from grace_opt.traffic import SCHEMES, traffic
 from runtime.layer import MoELayer
 from runtime.reference import Experts, moe_layer
-from runtime.replica_choice import occurrences
 
 pytestmark = pytest.mark.xdist_group("four_processes")  # the processes are started once
 
@@ -102,6 +101,13 @@ def tokens_at_home(trace, rank):
     return np.concatenate([np.arange(a, b) for a, b in runs] or [np.zeros(0, int)])
 
 
+def rows_to_ranks(stage):
+    """[R] rows a stage sent to each rank, padding included."""
+    sent = np.zeros(RANKS, int)
+    sent[list(stage.peers.ranks)] = stage.sent_filled or stage.sent
+    return sent
+
+
 def work(rank, folder):
     """One rank: run every case, keep what was sent, served and computed."""
     torch.set_num_threads(1)
@@ -118,9 +124,9 @@ def work(rank, folder):
         kept[f"{name}/{dtype}"] = layer(x[mine], ids, weights[mine]).float().numpy()
         if dtype == DTYPES[0]:
             dispatched = layer.dispatcher.dispatch(x[mine], layer.choice(ids), weights[mine])
-            kept[f"{name}/sent"] = np.array([stage.sent for stage in dispatched.stages])
-            served = {slot: len(rows) for slot, rows, _ in layer.rows_of_slots(dispatched)}
-            kept[f"{name}/served"] = np.array([served.get(slot, 0) for slot in range(plan.placement.slots.shape[2])])
+            kept[f"{name}/sent"] = np.array([rows_to_ranks(stage) for stage in dispatched.stages])
+            served = layer.experts.tokens_of_slots(layer.slots_of(dispatched)).numpy()
+            kept[f"{name}/served"] = np.pad(served, (0, plan.placement.slots.shape[2] - len(served)))
     np.savez(os.path.join(folder, f"{rank}.npz"), **kept)
     dist.destroy_process_group()
 
@@ -159,11 +165,6 @@ def test_outputs_are_those_of_one_device(ran, planner, kind, scheme, dtype):
     for rank, part in enumerate(ran):
         actual = part[f"{planner}/{kind}/{scheme}/{dtype}"]
         np.testing.assert_allclose(actual, expected[tokens_at_home(trace, rank)], rtol=0, atol=tolerance)
-
-
-def test_occurrences_count_earlier_equals():
-    assert occurrences(torch.tensor([3, 1, 3, 3, 1]), 4).tolist() == [0, 0, 1, 2, 1]
-    assert occurrences(torch.tensor([], dtype=torch.long), 4).tolist() == []
 
 
 def test_the_reference_is_the_sum_of_weighted_experts_by_hand():
