@@ -12,6 +12,7 @@ Shape letters beside those of grace_opt: C positions of a sequence, H heads, V v
 batch, and T = B * C tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -101,6 +102,35 @@ class Experts(nn.Module):
         return (out_TKD * weights_TK.unsqueeze(-1)).sum(1)
 
 
+@dataclass
+class KeyValueCache:
+    """What one layer's attention remembers of the positions so far.
+
+    Attributes:
+        keys, values: [B, H, max_length, D/H], of which the first `length` positions are filled.
+        length: positions so far.
+    """
+
+    keys: Tensor
+    values: Tensor
+    length: int = 0
+
+    @classmethod
+    def empty(
+        cls, config: SampleConfig, num_sequences: int, max_length: int, device: torch.device | str = "cpu"
+    ) -> "KeyValueCache":
+        """Room for `max_length` positions of every sequence."""
+        shape = num_sequences, config.num_heads, max_length, config.hidden // config.num_heads
+        return cls(torch.empty(shape, device=device), torch.empty(shape, device=device))
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add C positions [B, H, C, D/H]; return the keys and values of all positions so far."""
+        before, self.length = self.length, self.length + keys.shape[2]
+        assert self.length <= self.keys.shape[2], f"no room for {self.length} positions"
+        self.keys[:, :, before : self.length], self.values[:, :, before : self.length] = keys, values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+
 class Attention(nn.Module):
     """Causal multi-head attention with rotary position embedding (arXiv 2104.09864)."""
 
@@ -110,13 +140,19 @@ class Attention(nn.Module):
         self.qkv = _parameter(3 * config.hidden, config.hidden, fan_in=config.hidden)
         self.out = _parameter(config.hidden, config.hidden, fan_in=config.hidden * 2 * config.num_layers)
 
-    def forward(self, x_BCD: Tensor) -> Tensor:
-        """Mix every position [B, C, D] with those before it."""
-        B, C, D = x_BCD.shape
-        q, k, v = (x_BCD @ self.qkv.T).view(B, C, 3, self.config.num_heads, -1).permute(2, 0, 3, 1, 4)  # [B, H, C, D/H]
-        positions_C = torch.arange(C, device=x_BCD.device)
+    def forward(self, x_BCD: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Mix every position [B, C, D] with those before it; with a cache, also with those it remembers."""
+        (B, C, D), H = x_BCD.shape, self.config.num_heads
+        q, k, v = (x_BCD @ self.qkv.T).view(B, C, 3, H, D // H).permute(2, 0, 3, 1, 4)  # [B, H, C, D/H] each
+        first = 0 if cache is None else cache.length
+        positions_C = torch.arange(first, first + C, device=x_BCD.device)
         q, k = (rotate(t, positions_C, self.config.rope_base) for t in (q, k))
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if cache is None:
+            mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            k, v = cache.append(k, v)
+            seen = torch.arange(cache.length, device=x_BCD.device) <= positions_C.unsqueeze(-1)
+            mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         return mixed.transpose(1, 2).reshape(B, C, D) @ self.out.T
 
 
@@ -131,12 +167,16 @@ class Layer(nn.Module):
         self.router = Router(config)
         self.experts = Experts(config)
 
-    def forward(self, x_BCD: Tensor) -> tuple[Tensor, Routed]:
+    def forward(self, x_BCD: Tensor, cache: KeyValueCache | None = None) -> tuple[Tensor, Routed]:
         """The next residual stream [B, C, D], and what the router decided."""
-        x_BCD = x_BCD + self.attention(self.attention_norm(x_BCD))
-        rows_TD = self.experts_norm(x_BCD).flatten(0, 1)
-        routed: Routed = self.router(rows_TD)
+        x_BCD, rows_TD, routed = self.attend_and_route(x_BCD, cache)
         return x_BCD + self.experts(rows_TD, routed.expert_ids, routed.weights).view_as(x_BCD), routed
+
+    def attend_and_route(self, x_BCD: Tensor, cache: KeyValueCache | None = None) -> tuple[Tensor, Tensor, Routed]:
+        """All but the experts: the stream [B, C, D] they add to, their rows [T, D], and the router's decision."""
+        x_BCD = x_BCD + self.attention(self.attention_norm(x_BCD), cache)
+        rows_TD = self.experts_norm(x_BCD).flatten(0, 1)
+        return x_BCD, rows_TD, self.router(rows_TD)
 
 
 class SampleMoE(nn.Module):
@@ -149,12 +189,13 @@ class SampleMoE(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden, eps=1e-6)
 
-    def forward(self, tokens_BC: Tensor) -> Output:
-        """Predict the token after every one of token ids [B, C]."""
+    def forward(self, tokens_BC: Tensor, caches: Sequence[KeyValueCache] | None = None) -> Output:
+        """Predict the token after every one of token ids [B, C]; with caches, one a layer, they follow those before."""
         x_BCD = functional.embedding(tokens_BC, self.embedding)
         routed: list[Routed] = []
-        for layer in self.layers:
-            x_BCD, of_layer = layer(x_BCD)
+        cache_of_layer: Sequence[KeyValueCache | None] = caches or [None] * len(self.layers)
+        for layer, cache in zip(self.layers, cache_of_layer, strict=True):
+            x_BCD, of_layer = layer(x_BCD, cache)
             routed.append(of_layer)
         expert_ids = torch.stack([r.expert_ids for r in routed]).view(-1, *tokens_BC.shape, self.config.top_k)
         return Output(self.norm(x_BCD) @ self.embedding.T, expert_ids, torch.stack([r.loss for r in routed]).mean())

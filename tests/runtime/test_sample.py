@@ -13,7 +13,7 @@ from grace_opt.trace_file import read_trace
 from grace_opt.trace_statistics import fit_statistics, groups_of_independent_draws
 from runtime.sample import __main__ as command
 from runtime.sample.checkpoint import load_model, save_model
-from runtime.sample.model import Experts, Router, SampleConfig, SampleMoE
+from runtime.sample.model import Experts, KeyValueCache, Router, SampleConfig, SampleMoE
 from runtime.sample.record import record, write_recording
 from runtime.sample.text import Corpus, Tokenizer, load_corpus
 from runtime.sample.train import TrainConfig, loss_per_byte, train
@@ -96,6 +96,30 @@ def test_a_position_does_not_see_what_follows_it(corpus: Corpus, model: SampleMo
     changed[0, 20] = 0
     assert torch.allclose(model(tokens).logits[0, :20], model(changed).logits[0, :20], atol=1e-5)
     assert not torch.allclose(model(tokens).logits[0, 20:], model(changed).logits[0, 20:], atol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [(16, *[1] * 16), (1,) * 32, (5, 11, 16)])
+def test_reading_with_a_cache_gives_what_reading_at_once_gives(
+    parts: tuple[int, ...], corpus: Corpus, config: SampleConfig, model: SampleMoE
+) -> None:
+    tokens = torch.from_numpy(corpus.recorded[:4])
+    caches = [KeyValueCache.empty(config, 4, 40) for _ in range(config.num_layers)]
+    with torch.no_grad():
+        expected = model(tokens)
+        outputs = [model(part, caches) for part in torch.split(tokens, parts, dim=1)]
+    logits = torch.cat([output.logits for output in outputs], dim=1)
+    torch.testing.assert_close(logits, expected.logits, rtol=1e-5, atol=1e-5)
+    assert torch.equal(logits.argmax(-1), expected.logits.argmax(-1))
+    assert torch.equal(torch.cat([output.expert_ids for output in outputs], dim=2), expected.expert_ids)
+    assert [cache.length for cache in caches] == [32] * config.num_layers
+
+
+def test_a_full_cache_takes_no_more(config: SampleConfig) -> None:
+    cache = KeyValueCache.empty(config, 1, 2)
+    part = torch.zeros(1, config.num_heads, 2, config.hidden // config.num_heads)
+    cache.append(part, part)
+    with pytest.raises(AssertionError, match="no room for 4 positions"):
+        cache.append(part, part)
 
 
 def test_the_recording_is_a_valid_trace(corpus: Corpus, model: SampleMoE, tmp_path: Path) -> None:
