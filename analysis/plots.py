@@ -19,6 +19,7 @@ from grace_opt.profile import affinity, expert_loads
 from grace_opt.traffic import traffic
 
 FIGURES = ("affinity", "load_per_rank", "phases", "traffic_against_balance")
+SERIES_COLORS, MARKERS = ("#4477aa", "#ee6677", "#228833", "#aa3377"), "osD^v<>"
 PHASE_COLORS = {"dispatch_s": "#4477aa", "experts_s": "#ddaa33", "combine_s": "#66ccee"}
 
 
@@ -133,6 +134,39 @@ def traffic_against_balance(rows: Sequence[Row], title: str) -> Figure:
     axis.set_title(title, fontsize=10)
     axis.grid(alpha=0.3)
     _unframe(axis)
+    return figure
+
+
+def draw_validation(folder: Path, rows: Sequence[Row], title: str) -> None:
+    """Draw `agreement.png`: predicted against measured layer times, on the diagonal where they agree."""
+    _save(folder / "agreement.png", predicted_against_measured(rows, title))
+
+
+def predicted_against_measured(rows: Sequence[Row], title: str) -> Figure:
+    """One panel a batch size, one mark a plan; the grey band is within 10 %."""
+    sizes = sorted({row["tokens_per_rank_asked"] for row in rows}, reverse=True)
+    schemes = sorted({row["scheme"] for row in rows})
+    planners = list(dict.fromkeys(row["planner"] for row in rows))
+    figure, axes = _grid(len(sizes), 4.6, f"{title} on {rows[0]['cluster']}: time of a MoE layer, ms")
+    for axis, size in zip(axes, sizes, strict=False):
+        shown = [row for row in rows if row["tokens_per_rank_asked"] == size]
+        times = np.array([[row["measured_s"], row["predicted_s"]] for row in shown]) * 1e3
+        ends = np.array([times.min() * 0.8, times.max() * 1.25])
+        axis.fill_between(ends, ends * 0.9, ends * 1.1, color="#dddddd", linewidth=0)
+        axis.plot(ends, ends, color="#888888", linewidth=0.8)
+        for row, (measured, predicted) in zip(shown, times, strict=True):
+            color, marker = SERIES_COLORS[schemes.index(row["scheme"]) % 4], MARKERS[planners.index(row["planner"]) % 7]
+            axis.plot(measured, predicted, marker, color=color, markersize=6, markerfacecolor="none")
+        axis.set(
+            xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="measured", ylabel="predicted", aspect="equal"
+        )
+        axis.set_title(f"{shown[0]['tokens_per_rank']:.0f} tokens per rank", fontsize=9)
+        _unframe(axis)
+    for scheme in schemes:
+        axes[0].plot([], [], "s", color=SERIES_COLORS[schemes.index(scheme) % 4], label=scheme)
+    for planner in planners:
+        axes[0].plot([], [], MARKERS[planners.index(planner) % 7], color="black", markerfacecolor="none", label=planner)
+    axes[0].legend(fontsize=7, frameon=False, loc="upper left")
     return figure
 
 

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from analysis.agreement import summarize
 from analysis.results import Row
 
 WIDTH = 140
@@ -51,6 +52,69 @@ def print_rows(problem: Mapping[str, Any], rows: Sequence[Row]) -> None:
     for row in rows:
         if "error" in row:
             out.print(f"{row['planner']}: no plan: {row['error']}", style="yellow", highlight=False, markup=False)
+
+
+def print_validation(problem: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    """Print predicted against measured layer times of every plan, by phase and layer, and how well they agree."""
+    out = console()
+    kind = "SYNTHETIC trace" if problem["synthetic"] else "trace"
+    out.print(
+        f"{problem['model']} on {problem['topology']}: MoE layers {problem['layers']}, {problem['slots_per_rank']} "
+        f"slots per rank\n{kind}: {problem['trace']}\n"
+        "predicted / measured in ms; mean over layers, then layer by layer\n",
+        highlight=False,
+        markup=False,
+    )
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    for title in ("planner", "scheme"):
+        table.add_column(title, no_wrap=True)
+    for title in ("tokens\nper rank", "dispatch", "experts", "combine", "layer", "error", *map(str, problem["layers"])):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        phases = [_both(row[f"predicted_{p}_s"], row[f"measured_{p}_s"]) for p in ("dispatch", "experts", "combine")]
+        layers = map(_both, row["predicted_layers_s"], row["measured_layers_s"])
+        error = f"{row['predicted_s'] / row['measured_s'] - 1:+.1%}"
+        whole = _both(row["predicted_s"], row["measured_s"])
+        size = f"{row['tokens_per_rank']:.0f}"
+        table.add_row(escape(row["planner"]), row["scheme"], size, *phases, whole, error, *layers)
+    out.print(table)
+    print_agreement(summarize(rows))
+
+
+def print_agreement(summary: Sequence[Row]) -> None:
+    """Print one line a cell: errors of the predicted layer time, rank correlation, speedups."""
+    out = console()
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    for title in ("cluster", "workload"):
+        table.add_column(title)
+    for title in ("tokens\nper rank", "plans", "mean\nerror", "worst", "bias", "Kendall\ntau", "over linear\n+ pairs"):
+        table.add_column(title, justify="right")
+    table.add_column("over occult\nhierarchical", justify="right")
+    for cell in summary:
+        ratios = [
+            f"{cell[f'speedup_over_{rival}_predicted']:.2f} / {cell[f'speedup_over_{rival}_measured']:.2f}"
+            if f"speedup_over_{rival}_measured" in cell
+            else ""
+            for rival in ("linear_pairs", "occult")
+        ]
+        table.add_row(
+            cell["cluster"],
+            cell["workload"],
+            str(cell["tokens_per_rank_asked"]),
+            str(cell["num_plans"]),
+            *(
+                f"{cell[f'{kind}_pct']:+.1f} %".removeprefix("+" * (kind != "bias"))
+                for kind in ("mean", "worst", "bias")
+            ),
+            "" if cell["kendall_tau"] is None else f"{cell['kendall_tau']:.2f}",
+            *ratios,
+        )
+    out.print("\nerrors of the predicted layer time; speedups of grace + hierarchical, predicted / measured\n")
+    out.print(table)
+
+
+def _both(predicted: float, measured: float) -> str:
+    return f"{predicted * 1e3:.4g}/{measured * 1e3:.4g}"
 
 
 def _table(rows: Sequence[Row], splits: Sequence[str], columns: Sequence[Column]) -> Table:

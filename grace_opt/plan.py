@@ -1,7 +1,7 @@
 """A plan: placement and routing of one model on one cluster shape; what is solved, saved, priced and executed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,16 @@ class Plan:
     def node_of_rank(self) -> NDArray[np.int64]:
         """[R] node of each rank."""
         return np.repeat(np.arange(len(self.ranks_per_node)), self.ranks_per_node)
+
+    def of_layers(self, layers: range) -> "Plan":
+        """The plan of some consecutive layers only, by index."""
+        part, weights = slice(layers.start, layers.stop), self.routing.weights
+        return replace(
+            self,
+            layer_ids=self.layer_ids[part],
+            placement=Placement(self.placement.slots[part], self.num_experts),
+            routing=Routing(self.routing.policy, None if weights is None else weights[part]),
+        )
 
     def check(self, model: MoEModel, topology: Topology) -> None:
         """Raise ValueError unless the plan is one for this model on this cluster shape."""

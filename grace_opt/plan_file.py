@@ -17,7 +17,12 @@ FORMAT, VERSION = "grace-plan", 1
 
 def write_plan(path: str | Path, plan: Plan) -> None:
     """Write `plan` as JSON, one line per layer and rank, whole or not at all."""
-    write_text_atomically(Path(path), _pretty({**_content(plan), "digest": digest(plan)}))
+    write_text_atomically(Path(path), plan_to_text(plan))
+
+
+def plan_to_text(plan: Plan) -> str:
+    """What a plan file holds."""
+    return _pretty({**_content(plan), "digest": digest(plan)})
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -31,7 +36,16 @@ def read_plan(path: str | Path) -> Plan:
     if not path.is_file():
         raise FileNotFoundError(f"plan file {path} does not exist: give plan=FILE, written by `grace-opt plan`")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: truncated or no JSON ({error})") from None
+    return plan_from_text(text, str(path))
+
+
+def plan_from_text(text: str, where: str = "plan") -> Plan:
+    """The plan that a plan file's text holds; raises ValueError as `read_plan`, naming `where`."""
+    try:
+        content = json.loads(text)
         if not isinstance(content, dict):
             raise ValueError(f"format must be {FORMAT!r} version {VERSION}, got none")
         if content.get("format") != FORMAT or (type(content.get("version")), content.get("version")) != (int, VERSION):
@@ -39,14 +53,14 @@ def read_plan(path: str | Path) -> Plan:
             raise ValueError(f"format must be {FORMAT!r} version {VERSION}, got {found}")
         plan = _plan(content)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: truncated or no JSON ({error})") from None
+        raise ValueError(f"{where}: truncated or no JSON ({error})") from None
     except KeyError as error:
-        raise ValueError(f"{path}: field {error} is missing") from None
+        raise ValueError(f"{where}: field {error} is missing") from None
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{where}: {error}") from None
     if content.get("digest") != _digest(content):
         raise ValueError(
-            f"{path}: digest does not match the content; the file was edited or damaged. "
+            f"{where}: digest does not match the content; the file was edited or damaged. "
             "Write it again with `grace-opt plan`"
         )
     return plan

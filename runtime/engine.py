@@ -11,7 +11,6 @@ may have different numbers of sequences, even none, but all must make the same n
 A `SampleMoE` takes the place of the engine on one device: what it generates is what all ranks must.
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,9 +25,9 @@ from torch.nn import functional
 from grace_opt.placement import EMPTY
 from grace_opt.plan import Plan
 from runtime.layer import MoELayer, Watch
-from runtime.sample.checkpoint import FORMAT, VERSION
+from runtime.sample.checkpoint import open_model
 from runtime.sample.model import KeyValueCache, Layer, Output, Routed, SampleConfig, SampleMoE
-from runtime.weights import open_safetensors, read_experts
+from runtime.weights import read_experts
 
 MODEL = "sample-moe"
 
@@ -171,15 +170,9 @@ def _read(model: Engine | SampleMoE, sequences: Sequences, tokens_BC: Tensor) ->
 
 def _read_dense(path: Path) -> SampleMoE:
     """The model without experts, from a file whose expert tensors stay unread."""
-    if not path.is_file():
-        raise FileNotFoundError(f"sample model {path} does not exist: train it with python -m runtime.sample")
-    file = open_safetensors(path)
-    metadata = file.metadata() or {}
-    found = metadata.get("format"), metadata.get("version")
-    if found != (FORMAT, VERSION):
-        raise ValueError(f"{path}: format must be {FORMAT} version {VERSION}, got {found[0]} version {found[1]}")
+    config, _, file = open_model(path)
     with torch.device("meta"):
-        model = SampleMoE(SampleConfig(**json.loads(metadata["config"])))
+        model = SampleMoE(config)
     for layer in model.layers:
         layer.experts = nn.Identity()
     try:

@@ -3,13 +3,14 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from grace_opt.atomic import write_atomically
 from runtime.sample.model import SampleConfig, SampleMoE
 from runtime.sample.text import Tokenizer
+from runtime.weights import open_safetensors
 
 FORMAT, VERSION = "grace-sample-model", "1"
 
@@ -32,14 +33,20 @@ def load_model(path: Path) -> tuple[SampleMoE, Tokenizer]:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a sample model of this version.
     """
+    config, tokenizer, file = open_model(path)
+    model = SampleMoE(config)
+    model.load_state_dict({name: file.get_tensor(name) for name in model.state_dict()})
+    return model.eval(), tokenizer
+
+
+def open_model(path: Path) -> tuple[SampleConfig, Tokenizer, Any]:
+    """Sizes and vocabulary of a sample model, and the file, its weights still to be read; raises as `load_model`."""
     if not path.is_file():
         raise FileNotFoundError(f"sample model {path} does not exist: train it with python -m runtime.sample")
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        found = metadata.get("format"), metadata.get("version")
-        if found != (FORMAT, VERSION):
-            raise ValueError(f"{path}: format must be {FORMAT} version {VERSION}, got {found[0]} version {found[1]}")
-        weights = {name: file.get_tensor(name) for name in list(file.keys())}
-    model = SampleMoE(SampleConfig(**json.loads(metadata["config"])))
-    model.load_state_dict(weights)
-    return model.eval(), Tokenizer(tuple(piece.encode("latin-1") for piece in json.loads(metadata["pieces"])))
+    file = open_safetensors(path)
+    metadata = file.metadata() or {}
+    found = metadata.get("format"), metadata.get("version")
+    if found != (FORMAT, VERSION):
+        raise ValueError(f"{path}: format must be {FORMAT} version {VERSION}, got {found[0]} version {found[1]}")
+    pieces = tuple(piece.encode("latin-1") for piece in json.loads(metadata["pieces"]))
+    return SampleConfig(**json.loads(metadata["config"])), Tokenizer(pieces), file

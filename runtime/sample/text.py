@@ -152,6 +152,30 @@ def load_corpus(length: int = 256, files_per_domain: int = 16, num_pieces: int =
     )
 
 
+def prompts(tokenizer: Tokenizer, num: int, length: int, files_per_domain: int = 16, recorded: int = 256) -> np.ndarray:
+    """Token ids [num, length] of text that was neither trained on nor recorded: what stands before the recorded middle.
+
+    Args:
+        files_per_domain, recorded: as they were when the model was trained (`load_corpus`).
+
+    Raises:
+        ValueError: there is not so much text.
+    """
+    root, windows, found = Path(sysconfig.get_path("stdlib")), [], 0
+    for paths in library_files(root).values():
+        large = [path for path in paths if (root / path).stat().st_size >= 16 * recorded]
+        for path in _evenly(large, files_per_domain):
+            tokens = tokenizer.encode((root / path).read_bytes())
+            before = tokens[: (len(tokens) - recorded) // 2]
+            whole = np.array(before[: len(before) // length * length], np.int64).reshape(-1, length)
+            windows.append(whole)
+            found += len(whole)
+    if found < num:
+        raise ValueError(f"{num} prompts of {length} tokens were asked for, but the text holds {found}: ask for fewer")
+    order = np.random.default_rng(0).permutation(found)[:num]  # neighbours are alike: deal them out
+    return np.concatenate(windows)[order]
+
+
 def _evenly(paths: Sequence[str], num: int) -> list[str]:
     num = min(num, len(paths) // 2)
     return [paths[i * len(paths) // num] for i in range(num)]

@@ -1,0 +1,172 @@
+"""`torchrun ... -m runtime validate`: predicted against measured layer times of many plans on the ranks it runs on."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from analysis import plots
+from analysis.agreement import summarize
+from analysis.parts import problems, solve, with_wanted_slots
+from analysis.report import print_validation
+from analysis.results import Row, describe, require_writable, write_result
+from grace_opt.cost import CostModel, LayerTime
+from grace_opt.homes import Homes
+from grace_opt.model import MoEModel
+from grace_opt.plan import Plan
+from grace_opt.plan_file import read_plan, write_plan
+from grace_opt.problem import Problem
+from grace_opt.solution import Planner
+from grace_opt.split import Split
+from grace_opt.topology import Topology
+from grace_opt.trace import Trace
+
+PHASES = ("dispatch", "experts", "combine")
+
+
+class Measured(Protocol):
+    """A cost model that runs the plan, and tells which tokens it ran."""
+
+    @property
+    def repetitions(self) -> int: ...
+
+    def measure(self, problem: Problem, plan: Plan) -> "Measurement": ...
+
+
+class Measurement(Protocol):
+    """Measured times, the problem with the trace that was run, and further seconds by name."""
+
+    time: LayerTime
+    problem: Problem
+    also_s: dict[str, float]
+
+
+def validate(
+    model: MoEModel,
+    topology: Topology,
+    trace: Trace,
+    split: Split,
+    homes: Homes,
+    cost: CostModel,
+    measured: Measured,
+    planners: dict[str, Planner],
+    output: str,
+    schemes: Sequence[str],
+    tokens_per_rank: Sequence[int],
+    batches: int,
+    layers: int | None,
+    only: Sequence[str] | None = None,
+    plans: Sequence[str] = (),
+    slots_per_rank: int | Sequence[int] | None = None,
+    figures: bool = True,
+    timeout_s: float = 60,
+) -> list[Row]:
+    """Plan on the fit part, predict and run the held-out part, print both; write result.json, plans and a figure.
+
+    Rows are written as they come, so an interrupted run leaves those that were finished.
+
+    Args:
+        cost, measured: predict and measure; scheme and batch size are set here.
+        schemes, tokens_per_rank: every plan is run under each scheme at each batch size.
+        batches: of each size that are run.
+        layers: consecutive MoE layers, from the middle of the model, that are planned and run; None is all.
+        only: names of planners; null is all.
+        plans: plan files to run in place of the planners; they must hold all layers of the model.
+        timeout_s: silence of a rank after which the others end; read before the ranks join.
+
+    Raises:
+        ValueError: bad input.
+    """
+    folder = require_writable(output)
+    excerpt, shown = excerpt_of(model, trace, layers)
+    parts = problems(excerpt, topology, shown, split, homes, slots_per_rank)
+    chosen = {name: planner for name, planner in planners.items() if only is None or name in only}
+    if only is not None and set(only) - set(chosen):
+        raise ValueError(f"only={list(only)} must name planners of this command: {', '.join(planners)}")
+    if slots_per_rank is None:
+        parts = with_wanted_slots(parts, chosen.values())
+    todo = _plans_from(plans, model, topology, excerpt) if plans else _plans_of(chosen, parts["fit"])
+    for name, plan in todo.items():
+        write_plan(folder / "plans" / f"{name}.json", plan)
+    about = {**describe(parts["fit"], parts, cost, split, homes), "layers": list(excerpt.layer_ids), "batches": batches}
+    cells = [(size, name, scheme) for size in tokens_per_rank for name in todo for scheme in schemes]
+    rows: list[Row] = []
+    console = Console(stderr=True)
+    for size, name, scheme in track(cells, "running", console=console, disable=not console.is_terminal):
+        held_out = first_batches(parts["held_out"], homes, size, batches)
+        ran = _set(measured, scheme, size).measure(held_out, todo[name])
+        predicted = _set(cost, scheme, size)(ran.problem, todo[name])
+        work = {"planner": name, "scheme": scheme, "cluster": topology.name, "tokens_per_rank_asked": size}
+        rows.append({**work, **_row(predicted, ran, todo[name]), "repetitions": measured.repetitions})
+        write_result(folder, "validate", about, rows, complete=False)
+    write_result(folder, "validate", {**about, "summary": summarize(rows)}, rows)
+    print_validation(about, rows)
+    if figures:
+        plots.draw_validation(folder / "figures", rows, excerpt.name)
+    print(f"\nwrote {folder}/result.json, {len(todo)} plans in plans/" + (", a figure in figures/" if figures else ""))
+    return rows
+
+
+def excerpt_of(model: MoEModel, trace: Trace, layers: int | None) -> tuple[MoEModel, Trace]:
+    """Some consecutive layers from the middle of a model, and of its trace."""
+    layers = model.num_layers if layers is None else layers
+    if not 1 <= layers <= model.num_layers:
+        raise ValueError(f"layers must be from 1 to the {model.num_layers} of model {model.name}, got {layers}")
+    if trace.num_layers != model.num_layers:
+        raise ValueError(f"trace has {trace.num_layers} MoE layers, but model {model.name} has {model.num_layers}")
+    first = (model.num_layers - layers) // 2
+    part = dataclasses.replace(model, num_layers=layers, first_moe_layer=model.first_moe_layer + first)
+    return part, dataclasses.replace(trace, expert_ids=trace.expert_ids[first : first + layers])
+
+
+def first_batches(problem: Problem, homes: Homes, tokens_per_rank: int, batches: int) -> Problem:
+    """The problem on as few of its first sequences as fill so many batches of every rank."""
+    trace, wanted = problem.trace, tokens_per_rank * batches * problem.topology.num_ranks
+    if trace.num_tokens < wanted:
+        raise ValueError(
+            f"{batches} batches of {tokens_per_rank} tokens on {problem.topology.num_ranks} ranks need {wanted} "
+            f"held-out tokens, the trace has {trace.num_tokens}: give smaller tokens_per_rank or batches"
+        )
+    enough = int(np.searchsorted(np.cumsum(trace.lengths), wanted)) + 1
+    part = trace.select(np.arange(enough))
+    excess = part.num_tokens - wanted
+    part = dataclasses.replace(part, stops=np.append(part.stops[:-1], part.stops[-1] - excess))
+    return dataclasses.replace(problem, trace=homes(part, problem.topology.num_ranks))
+
+
+def _plans_of(planners: dict[str, Planner], problem: Problem) -> dict[str, Plan]:
+    return {name: solve(planner, problem).plan for name, planner in planners.items()}
+
+
+def _plans_from(paths: Sequence[str], model: MoEModel, topology: Topology, excerpt: MoEModel) -> dict[str, Plan]:
+    """Plans from files, cut to the layers of the excerpt."""
+    found = {}
+    for path in paths:
+        plan = read_plan(path)
+        plan.check(model, topology)
+        first = excerpt.first_moe_layer - model.first_moe_layer
+        found[str(plan.provenance.get("planner", path))] = plan.of_layers(range(first, first + excerpt.num_layers))
+    return found
+
+
+def _set(model: Any, scheme: str, tokens_per_rank: int) -> Any:
+    """The same cost model under another scheme and batch size."""
+    return dataclasses.replace(model, scheme=scheme, tokens_per_rank=tokens_per_rank)
+
+
+def _row(predicted: LayerTime, ran: Measurement, plan: Plan) -> Row:
+    row: Row = {
+        "workload": ran.problem.trace.source if ran.also_s else f"{ran.problem.model.name} replayed",
+        "split": "new_text" if ran.also_s else "held_out",
+        "tokens_per_rank": predicted.tokens_per_rank,
+        "slots": ran.problem.num_slots,
+        "slots_used": float(plan.placement.slots_used.sum(axis=1).mean()),
+    }
+    for name, time in (("predicted", predicted), ("measured", ran.time)):
+        row |= {f"{name}_s": time.mean_s, f"{name}_idle_s": float(time.idle_s.mean())}
+        row |= {f"{name}_{phase}_s": float(getattr(time, f"{phase}_s").mean()) for phase in PHASES}
+        row[f"{name}_layers_s"] = time.layer_s.tolist()
+    return row | ran.also_s

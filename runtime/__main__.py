@@ -1,0 +1,82 @@
+"""`torchrun ... -m runtime COMMAND key=value ...`: run a command of `conf/` on several ranks.
+
+Commands of this package run on every rank; those of `analysis` run on rank 0, and the other ranks serve its orders.
+"""
+
+import hashlib
+import os
+import sys
+import warnings
+
+import torch
+
+from grace_opt.configuration import read_configuration, run
+from runtime import replay
+from runtime.group import Group, code_digest, joined
+from runtime.orders import FINISH, give, serve
+from runtime.watch import PeerEndedError
+
+ORDERS = {"replay": replay.replay}
+DEFAULT_TIMEOUT_S = 60.0
+USAGE = "usage: torchrun --nproc-per-node RANKS -m runtime COMMAND key=value ... (calibrate, validate or generate)"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command on this rank.
+
+    Returns:
+        Exit code: 0 done, 1 a rank was lost, 2 bad input (one line says which), 130 interrupted.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    warnings.showwarning = lambda message, *_, **__: print(f"grace-opt: warning: {message}", file=sys.stderr)
+    if not arguments or arguments[0].startswith("-"):
+        print(USAGE, file=sys.stderr)
+        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    group: Group | None = None
+    try:
+        with joined(_timeout_s(arguments)) as group:
+            _run(group, arguments[0], arguments[1:])
+    except PeerEndedError as error:
+        return _report(str(error), error.code, group)
+    except (ConnectionError, TimeoutError) as error:
+        return _report(f"rank {os.environ.get('RANK')}: {error}", 1, None)
+    except (ValueError, OSError) as error:
+        return _report(str(error), 2, group)
+    except KeyboardInterrupt:
+        return _report("interrupted", 130, group)
+    return 0
+
+
+def _run(group: Group, command: str, overrides: list[str]) -> None:
+    config = read_configuration(command, overrides)
+    everywhere = str(config["_target_"]).startswith("runtime.")
+    asked = hashlib.sha256("\n".join([command, *overrides]).encode()).hexdigest()[:16]
+    group.agree({"code version": code_digest(), "command line": asked})
+    if everywhere:
+        run(config)
+    elif group.rank == 0:
+        run(config)
+        give(group, FINISH, {})
+    else:
+        serve(group, ORDERS)
+
+
+def _report(line: str, code: int, group: Group | None) -> int:
+    """Print a line unless another rank has said the same."""
+    if group is None or group.says(line):
+        print(f"grace-opt: {line}", file=sys.stderr, flush=True)
+    return code
+
+
+def _timeout_s(arguments: list[str]) -> float:
+    """The option timeout_s, needed before the configuration is read; what is no number is refused there."""
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name == "timeout_s" and value.replace(".", "", 1).isdigit() and float(value) > 0:
+            return float(value)
+    return DEFAULT_TIMEOUT_S
+
+
+if __name__ == "__main__":
+    sys.exit(main())
