@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check format sample bench clean
+.PHONY: help quickstart test check format sample validate bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,10 +30,17 @@ sample: $(VENV)/.runtime  ## train the sample model and record the embedded trac
 	$(BIN)/python -m runtime.sample --output outputs/sample
 	cp outputs/sample/sample.safetensors conf/samples/sample.safetensors
 
-bench: $(VENV)/.core  ## time counts and planners, compare planners on real traces; rows go to analysis/results/
+validate: $(VENV)/.runtime outputs/sample/model.safetensors  ## predict, then measure on slow-linked hosts of this machine (Linux, root; 15 minutes)
+	$(BIN)/python -m analysis.bench_validation
+
+outputs/sample/model.safetensors: | $(VENV)/.runtime
+	$(BIN)/python -m runtime.sample --output outputs/sample
+
+bench: $(VENV)/.runtime  ## time counts, planners and kernels, compare planners on real traces; rows go to analysis/results/
 	$(BIN)/python -m analysis.bench_traffic
 	$(BIN)/python -m analysis.bench_plan_time
 	$(BIN)/python -m analysis.bench_planners
+	$(BIN)/python -m runtime.kernels.bench
 
 clean:  ## remove the environment and everything computed
 	rm -rf $(VENV) outputs dist build

@@ -47,7 +47,7 @@ def tau(plans: Sequence[Row]) -> float | None:
 
 
 def speedups(plans: Sequence[Row]) -> dict[str, Any]:
-    """Predicted and measured speedup of grace + hierarchical over linear + pairs, and over occult on the same scheme."""
+    """Predicted and measured speedup of grace + hierarchical over linear + pairs, and over occult + hierarchical."""
     time = {(row["planner"], row["scheme"]): (row["predicted_s"], row["measured_s"]) for row in plans}
     found: dict[str, Any] = {}
     best = time.get(("grace", "hierarchical"))

@@ -55,30 +55,41 @@ def print_rows(problem: Mapping[str, Any], rows: Sequence[Row]) -> None:
 
 
 def print_validation(problem: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    """Print predicted against measured layer times of every plan, by phase and layer, and how well they agree."""
+    """Print predicted against measured layer times of every plan, by phase and by layer, and how well they agree."""
     out = console()
     kind = "SYNTHETIC trace" if problem["synthetic"] else "trace"
-    out.print(
-        f"{problem['model']} on {problem['topology']}: MoE layers {problem['layers']}, {problem['slots_per_rank']} "
-        f"slots per rank\n{kind}: {problem['trace']}\n"
-        "predicted / measured in ms; mean over layers, then layer by layer\n",
-        highlight=False,
-        markup=False,
+    text = (
+        f"{problem['model']} on {problem['topology']}: {problem['slots_per_rank']} slots per rank\n"
+        f"planned on {kind}: {problem['trace']}\npredicted / measured in ms, mean over MoE layers\n"
     )
+    out.print(text, highlight=False, markup=False)
+    phases = ("dispatch", "experts", "combine")
+    cells = [
+        [
+            *(_both(row[f"predicted_{p}_s"], row[f"measured_{p}_s"]) for p in phases),
+            _both(row["predicted_s"], row["measured_s"]),
+        ]
+        for row in rows
+    ]
+    errors = [[f"{row['predicted_s'] / row['measured_s'] - 1:+.1%}"] for row in rows]
+    out.print(_plans_table(rows, (*phases, "layer", "error"), [a + b for a, b in zip(cells, errors, strict=True)]))
+    out.print("\nlayer by layer\n")
+    shown = [
+        [_both(*both) for both in zip(row["predicted_layers_s"], row["measured_layers_s"], strict=True)] for row in rows
+    ]
+    out.print(_plans_table(rows, tuple(f"MoE layer\n{layer}" for layer in problem["layers"]), shown))
+    print_agreement(summarize(rows))
+
+
+def _plans_table(rows: Sequence[Row], titles: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     for title in ("planner", "scheme"):
         table.add_column(title, no_wrap=True)
-    for title in ("tokens\nper rank", "dispatch", "experts", "combine", "layer", "error", *map(str, problem["layers"])):
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in rows:
-        phases = [_both(row[f"predicted_{p}_s"], row[f"measured_{p}_s"]) for p in ("dispatch", "experts", "combine")]
-        layers = map(_both, row["predicted_layers_s"], row["measured_layers_s"])
-        error = f"{row['predicted_s'] / row['measured_s'] - 1:+.1%}"
-        whole = _both(row["predicted_s"], row["measured_s"])
-        size = f"{row['tokens_per_rank']:.0f}"
-        table.add_row(escape(row["planner"]), row["scheme"], size, *phases, whole, error, *layers)
-    out.print(table)
-    print_agreement(summarize(rows))
+    for title in ("tokens\nper rank", *titles):
+        table.add_column(title, justify="right", no_wrap=True, overflow="fold")
+    for row, line in zip(rows, cells, strict=True):
+        table.add_row(escape(row["planner"]), row["scheme"], f"{row['tokens_per_rank']:.0f}", *line)
+    return table
 
 
 def print_agreement(summary: Sequence[Row]) -> None:
@@ -114,7 +125,8 @@ def print_agreement(summary: Sequence[Row]) -> None:
 
 
 def _both(predicted: float, measured: float) -> str:
-    return f"{predicted * 1e3:.4g}/{measured * 1e3:.4g}"
+    digits = 0 if measured >= 0.1 else 1
+    return f"{predicted * 1e3:.{digits}f}/{measured * 1e3:.{digits}f}"
 
 
 def _table(rows: Sequence[Row], splits: Sequence[str], columns: Sequence[Column]) -> Table:

@@ -56,6 +56,8 @@ class Topology:
         routes: sparse [links, R * R]; column source * R + destination holds 1 on the links of that route.
         latency_s: float64 [R, R], sum of link latencies along the route; 0 on the diagonal.
         link_burst_bytes: float64 [links], bytes that pass at once after a pause, as through a token bucket; None for 0.
+        processor_of_rank: int64 [R], the processor a rank computes on; None if each has one of its own (its GPU).
+        cores: float64 [processors], how many ranks can compute on each at full speed at once; None for 1.
 
     Example: two nodes of two GPUs behind a switch each; cross-node routes share their node's link to the spine::
 
@@ -70,6 +72,8 @@ class Topology:
     routes: sparse.csr_array
     latency_s: NDArray[np.float64]
     link_burst_bytes: NDArray[np.float64] | None = None
+    processor_of_rank: NDArray[np.int64] | None = None
+    cores: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         nodes = np.asarray(self.node_of_rank, np.int64)
@@ -89,9 +93,22 @@ class Topology:
                 )
             array.setflags(write=False)
             object.__setattr__(self, field, array)
+        self._check_processors()
         nodes = nodes.copy()
         nodes.setflags(write=False)
         object.__setattr__(self, "node_of_rank", nodes)
+
+    def _check_processors(self) -> None:
+        given = np.arange(len(self.gpus)) if self.processor_of_rank is None else self.processor_of_rank
+        processor = np.array(given, np.int64)
+        cores = np.array(np.ones(processor.max() + 1) if self.cores is None else self.cores, np.float64)
+        if processor.shape != (len(self.gpus),) or processor.min() < 0 or processor.max() >= len(cores):
+            raise ValueError(f"topology {self.name}: processor_of_rank must name one of {len(cores)} for every rank")
+        if not np.isfinite(cores).all() or (cores <= 0).any():
+            raise ValueError(f"topology {self.name}: cores of a processor must be positive, got {cores.tolist()}")
+        for field, array in (("processor_of_rank", processor), ("cores", cores)):
+            array.setflags(write=False)
+            object.__setattr__(self, field, array)
 
     @property
     def num_ranks(self) -> int:
@@ -115,9 +132,10 @@ class Topology:
     def from_graph(cls, name: str, graph: nx.Graph) -> "Topology":
         """From a graph of GPUs and switches whose edges are full-duplex links.
 
-        Vertices that are GPUs have attributes `gpu` (a GPU) and `node` (a number); all others are switches. Edges have
-        `bytes_per_s` (each direction), `latency_s` and perhaps `burst_bytes`. Ranks are GPUs by node, then in order of
-        insertion. A route is the path of least latency (then fewest links) that passes through switches only.
+        Vertices that are GPUs have attributes `gpu` (a GPU), `node` (a number) and perhaps `processor` (the name of one
+        that ranks share) with its `cores`; all others are switches. Edges have `bytes_per_s` (each direction),
+        `latency_s` and perhaps `burst_bytes`. Ranks are GPUs by node, then in order of insertion. A route is the path
+        of least latency (then fewest links) that passes through switches only.
 
         Raises:
             ValueError: a link without positive finite bandwidth, or two GPUs without a route.
@@ -144,6 +162,9 @@ class Topology:
         if not reached.all():
             source, end = divmod(int(np.argmin(reached)), len(ranks))
             raise ValueError(f"topology {name} has no route from {ranks[source]} to {ranks[end]}: add a link")
+        names = [graph.nodes[v].get("processor", v) for v in ranks]
+        processors = list(dict.fromkeys(names))
+        cores = {name: graph.nodes[v].get("cores", 1.0) for v, name in zip(ranks, names, strict=True)}
         routes = sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(links), len(ranks) ** 2))
         return cls(
             name,
@@ -154,6 +175,8 @@ class Topology:
             routes,
             latency_RR,
             np.array([graph.edges[ends].get("burst_bytes", 0.0) for ends in links], np.float64),
+            np.array([processors.index(name) for name in names]),
+            np.array([cores[name] for name in processors], np.float64),
         )
 
     @classmethod

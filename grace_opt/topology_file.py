@@ -6,6 +6,7 @@ name: my_cluster
 gpus: {h100: {flops_per_s: 6.4e14, memory_bytes_per_s: 2.68e12, memory_bytes: 80e9}}
 ranks: [{name: a0, node: 0, gpu: h100}, ...]          # in rank order; ranks of a node stand together
 links: [{between: [a0, switch_a], bytes_per_s: 272e9, latency_s: 4.5e-6}, ...]   # full duplex; burst_bytes: optional
+processors: {cpu0: {cores: 2}}     # optional, for ranks that say processor: cpu0 because they compute on the same one
 """
 
 from pathlib import Path
@@ -46,6 +47,7 @@ def read_topology(path: str | Path) -> Topology:
 
 def _graph(content: dict[Any, Any]) -> nx.Graph:
     gpus = {name: GPU(name=str(name), **_numbers(spec, f"gpus.{name}")) for name, spec in content["gpus"].items()}
+    processors = content.get("processors", {})
     graph = nx.Graph()
     for index, rank in enumerate(content["ranks"]):
         if rank["gpu"] not in gpus:
@@ -54,7 +56,14 @@ def _graph(content: dict[Any, Any]) -> nx.Graph:
             raise ValueError(f"ranks[{index}].name {rank['name']!r} occurs twice")
         if type(rank["node"]) is not int or rank["node"] < 0:
             raise ValueError(f"ranks[{index}].node must be a node number from 0, got {rank['node']!r}")
-        graph.add_node(rank["name"], gpu=gpus[rank["gpu"]], node=rank["node"])
+        shared = {}
+        if "processor" in rank:
+            if rank["processor"] not in processors:
+                raise ValueError(
+                    f"ranks[{index}].processor is {rank['processor']!r}; processors has {list(processors)}"
+                )
+            shared = {"processor": f"processor {rank['processor']}", "cores": processors[rank["processor"]]["cores"]}
+        graph.add_node(rank["name"], gpu=gpus[rank["gpu"]], node=rank["node"], **shared)
     nodes = [graph.nodes[name]["node"] for name in graph]
     if nodes != sorted(nodes):
         raise ValueError("ranks of a node must stand together, nodes in ascending order")

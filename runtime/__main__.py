@@ -11,12 +11,15 @@ import warnings
 import torch
 
 from grace_opt.configuration import read_configuration, run
-from runtime import replay
 from runtime.group import Group, code_digest, joined
+from runtime.lifeline import end_with_parent
+from runtime.memory import keep_memory
 from runtime.orders import FINISH, give, serve
+from runtime.replay import replay
 from runtime.watch import PeerEndedError
+from runtime.whole_model import whole_model
 
-ORDERS = {"replay": replay.replay}
+ORDERS = {"replay": replay, "whole_model": whole_model}
 DEFAULT_TIMEOUT_S = 60.0
 USAGE = "usage: torchrun --nproc-per-node RANKS -m runtime COMMAND key=value ... (calibrate, validate or generate)"
 
@@ -32,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0].startswith("-"):
         print(USAGE, file=sys.stderr)
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
+    keep_memory()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     group: Group | None = None
     try:

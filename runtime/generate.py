@@ -9,7 +9,7 @@ import numpy as np
 from grace_opt.atomic import write_text_atomically
 from grace_opt.plan_file import digest, plan_to_text, read_plan
 from grace_opt.provenance import provenance
-from runtime.generation import Task, Timed, run, totals
+from runtime.generation import Passes, Task, run, totals
 from runtime.group import Group, current_group
 from runtime.measurement import require_ranks
 
@@ -41,11 +41,11 @@ def generate(
         given = f"{batch}, {prefill}, {decode}, {repetitions}"
         raise ValueError(f"batch, prefill, decode and repetitions must be at least 1, got {given}")
     chosen = read_plan(plan)
-    require_ranks(group, f"of {plan}", chosen.ranks_per_node)
+    require_ranks(group, f"plan {plan}", chosen.ranks_per_node)
     group.agree({"plan": digest(chosen)[:23]})
     task = Task(plan_to_text(chosen), scheme, checkpoint, batch, prefill, decode, repetitions)
     parts = dict(zip(("prefill", "decode"), run(group, task), strict=True))
-    rows = [_row(group, name, timed, batch, prefill, decode) for name, timed in parts.items()]
+    rows = [_row(group, name, passes, batch, prefill, decode) for name, passes in parts.items()]
     if group.rank:
         return
     about = {"plan": plan, "planner": chosen.provenance.get("planner"), "checkpoint": checkpoint, "ranks": group.size}
@@ -56,24 +56,24 @@ def generate(
     print(f"\nwrote {output}/result.json")
 
 
-def _row(group: Group, phase: str, timed: Timed, batch: int, prefill: int, decode: int) -> dict[str, Any]:
+def _row(group: Group, phase: str, passes: Passes, batch: int, prefill: int, decode: int) -> dict[str, Any]:
     """Medians over repetitions, in seconds; every rank must call it."""
-    passes, tokens = (1, batch * prefill) if phase == "prefill" else (decode, batch)
-    median = {name: float(np.median(values)) for name, values in totals(group, timed).items()}
+    num_passes, tokens = (1, batch * prefill) if phase == "prefill" else (decode, batch)
+    median = {name: float(np.median(values)) for name, values in totals(group, passes).items()}
     return {
         "phase": phase,
-        "passes": passes,
+        "passes": num_passes,
         "tokens_per_rank": tokens,
         **median,
-        "tokens_per_s": group.size * tokens * passes / median["end_to_end_s"],
+        "tokens_per_s": group.size * tokens * num_passes / median["end_to_end_s"],
     }
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
     columns = ("attention", "dispatch", "experts", "combine", "idle")
     lines = [
-        f"{rows[0]['scheme']}, {rows[0]['ranks']} ranks; milliseconds, mean over ranks, with barriers between phases; "
-        "end to end without barriers",
+        f"{rows[0]['scheme']}, {rows[0]['ranks']} ranks, milliseconds: phases with barriers between them, idle "
+        "(waiting for slower ranks, mean) contained in them; end to end without barriers",
         f"{'':8}{'tokens':>8}{'passes':>8}"
         + "".join(f"{name:>11}" for name in columns)
         + f"{'end to end':>12}{'tok/s':>10}",

@@ -55,6 +55,17 @@ class Group:
         """Return when every rank is here."""
         dist.barrier(group=self.control)
 
+    def barrier_seconds(self) -> float:
+        """What a barrier takes at which nobody has to wait; the same figure on every rank."""
+        taken = torch.empty(25, dtype=torch.float64)
+        self.barrier()
+        for visit in range(len(taken)):
+            started = time.perf_counter()
+            self.barrier()
+            taken[visit] = time.perf_counter() - started
+        dist.all_reduce(taken, group=self.control)
+        return float(taken.median()) / self.size
+
     def agree(self, facts: Mapping[str, str]) -> None:
         """Require that all ranks hold the same facts (digests of plan, weights, code, ...).
 

@@ -30,16 +30,17 @@ class Measurement:
 
 
 def layer_time(seconds_RLBP: NDArray[np.float64], tokens_BR: NDArray[np.int64]) -> LayerTime:
-    """Each phase lasts as long as on its slowest rank; median over repetitions, mean over batches.
+    """Mean over ranks (all see the same phases), median over repetitions, mean over batches.
 
     Args:
-        seconds_RLBP: [R, L, B, repetitions, phases].
+        seconds_RLBP: [R, L, B, repetitions, phases + 1]: PHASES until all ranks were done with them, and
+            `experts` until this rank was.
         tokens_BR: tokens of each batch and rank.
     """
-    dispatch, experts, combine = np.median(seconds_RLBP.max(axis=0), axis=2).mean(axis=1).T
-    experts_RLB = seconds_RLBP[..., PHASES.index("experts")]
-    idle = np.median((experts_RLB.max(axis=0) - experts_RLB).mean(axis=0), axis=2).mean(axis=1)
-    return LayerTime(dispatch.copy(), experts.copy(), combine.copy(), idle, float(tokens_BR.mean()))
+    dispatch, experts, combine, busy = np.median(seconds_RLBP.mean(axis=0), axis=2).mean(axis=1).T
+    return LayerTime(
+        dispatch.copy(), experts.copy(), combine.copy(), np.maximum(experts - busy, 0.0), float(tokens_BR.mean())
+    )
 
 
 def of_all_ranks(group: Group, own: torch.Tensor) -> torch.Tensor:
@@ -49,10 +50,10 @@ def of_all_ranks(group: Group, own: torch.Tensor) -> torch.Tensor:
     return torch.stack(everyone)
 
 
-def require_ranks(group: Group, topology: str, ranks_per_node: tuple[int, ...]) -> None:
-    """Raise ValueError unless the processes stand on their hosts as the topology says."""
+def require_ranks(group: Group, what: str, ranks_per_node: tuple[int, ...]) -> None:
+    """Raise ValueError unless the processes stand on their hosts as a topology or plan says."""
     if ranks_per_node != group.ranks_per_node:
         raise ValueError(
-            f"topology {topology} has nodes of {list(ranks_per_node)} ranks, but {group.size} processes run on hosts "
-            f"of {list(group.ranks_per_node)}: start one process a rank, or calibrate these hosts"
+            f"{what} has nodes of {list(ranks_per_node)} ranks, but {group.size} processes run on hosts "
+            f"of {list(group.ranks_per_node)}: start one process a rank on each node"
         )

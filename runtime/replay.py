@@ -93,7 +93,7 @@ class MeasuredCluster:
         """
         group = current_group()
         problem.check(plan)
-        require_ranks(group, problem.topology.name, problem.topology.ranks_per_node)
+        require_ranks(group, f"topology {problem.topology.name}", problem.topology.ranks_per_node)
         if problem.model.bytes_per_value not in DTYPES:
             raise ValueError(
                 f"model.bytes_per_value must be 2 (bf16) or 4 (float32) to run, got {problem.model.bytes_per_value}"
@@ -128,17 +128,18 @@ def run(group: Group, work: Work, ids_LTK: Tensor) -> NDArray[np.float64]:
     """Run all layers and batches on this rank together with the others.
 
     Returns:
-        float64 [R, L, B, repetitions, phases] seconds of all ranks.
+        float64 [R, L, B, repetitions, phases + 1], see `layer_time`.
     """
     model, plan = MoEModel(**work.model), plan_from_text(work.plan)
     sizes = [batch[group.rank] for batch in work.tokens_of_batch]
-    taken = torch.zeros(len(ids_LTK), len(sizes), work.repetitions, len(PHASES), dtype=torch.float64)
+    taken = torch.zeros(len(ids_LTK), len(sizes), work.repetitions, len(PHASES) + 1, dtype=torch.float64)
+    barrier_s = group.barrier_seconds()
     for index, ids_TK in enumerate(ids_LTK):
         slots = plan.placement.slots[index, group.rank]
         weights = make_experts(model, work.seed, index, slots[slots != EMPTY].tolist(), group.device)
         layer = MoELayer.of_plan(plan, index, work.scheme, weights)
         for batch, ids in enumerate(torch.split(ids_TK, sizes)):
-            taken[index, batch] = _measure(group, work, layer, ids.to(group.device))
+            taken[index, batch] = _measure(group, work, layer, ids.to(group.device), barrier_s)
             _check(group, work, layer, index, ids.to(group.device))
     return of_all_ranks(group, taken).numpy()
 
@@ -154,15 +155,17 @@ def make_experts(model: MoEModel, seed: int, layer: int, experts: list[int], dev
     return Experts(*parts)
 
 
-def _measure(group: Group, work: Work, layer: MoELayer, ids: Tensor) -> Tensor:
-    """[repetitions, phases] seconds of one batch on this rank."""
+def _measure(group: Group, work: Work, layer: MoELayer, ids: Tensor, barrier_s: float) -> Tensor:
+    """[repetitions, phases + 1] seconds of one batch: of every phase, and what this rank was busy with experts."""
     x, weights = _inputs(group, work, ids)
     for _ in range(work.warmup):
         layer(x, ids, weights)
-    watch = Stopwatch(group.barrier, group.device)
+    watch = Stopwatch(group.barrier, group.device, barrier_s)
     for _ in range(work.repetitions):
         layer(x, ids, weights, watch)
-    return torch.tensor([watch.visits[phase] for phase in PHASES], dtype=torch.float64).T
+        watch.stop()
+    columns = [*(watch.visits[phase] for phase in PHASES), watch.busy["experts"]]
+    return torch.tensor(columns, dtype=torch.float64).T
 
 
 def _check(group: Group, work: Work, layer: MoELayer, index: int, ids: Tensor) -> None:

@@ -7,7 +7,7 @@ from grace_opt.cost import LayerTime
 from grace_opt.plan import Plan
 from grace_opt.problem import Problem
 from grace_opt.traffic import SCHEMES, Traffic, traffic
-from simulator.compute import expert_seconds
+from simulator.compute import expert_seconds, phase_end
 from simulator.network import phase_seconds
 
 
@@ -42,7 +42,7 @@ class SimulatedCluster:
         """The time of traffic that was counted already."""
         model, topology = problem.model, problem.topology
         experts_LBR = expert_seconds(model, topology, counts.tokens_by_rank)
-        slowest_LB = experts_LBR.max(axis=2)
+        slowest_LB = phase_end(topology, experts_LBR)
         row_bytes = model.token_bytes + self.choice_bytes * (1 if self.scheme == "pairs" else model.top_k)
         there, back = counts.stages(self.scheme), counts.returning(self.scheme)
         return LayerTime(

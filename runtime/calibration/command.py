@@ -16,6 +16,9 @@ from runtime.calibration.gpu import Computing, measure_computing
 from runtime.calibration.links import Line, Links, measure_links
 from runtime.group import Group, current_group
 
+ALL_AT_ONCE = 0.85
+"""Ranks share a processor if together they compute less than this part of what as many would alone."""
+
 
 def calibrate(model: MoEModel, output: str, name: str, message_bytes: int, repetitions: int, timeout_s: float) -> None:
     """Measure links and experts on all ranks; rank 0 writes topology.yaml and result.json.
@@ -24,7 +27,7 @@ def calibrate(model: MoEModel, output: str, name: str, message_bytes: int, repet
 
     Args:
         name: of the cluster, in the file.
-        message_bytes: the largest message through a link; it should take 80 ms or more on CPUs.
+        message_bytes: the largest message through a link; more if that is fast.
         repetitions: of every measurement; medians count.
 
     Raises:
@@ -40,7 +43,7 @@ def calibrate(model: MoEModel, output: str, name: str, message_bytes: int, repet
 
     links = measure_links(group, message_bytes, repetitions, say)
     say("experts")
-    computing = measure_computing(group, model, message_bytes, repetitions)
+    computing = measure_computing(group, links.ranks_per_node, model, message_bytes, repetitions)
     if group.rank == 0:
         folder = Path(output)
         content = describe(name, links, computing)
@@ -61,7 +64,7 @@ def describe(name: str, links: Links, computing: Computing) -> dict[str, Any]:
     for node, size in enumerate(links.ranks_per_node):
         for local in range(size):
             rank = f"node{node}.rank{local}"
-            ranks.append({"name": rank, "node": node, "gpu": computing.gpu.name})
+            ranks.append({"name": rank, "node": node, "gpu": computing.gpu.name} | _processor(node, links, computing))
             if links.inside is not None and size > 1:
                 edges.append(_edge(rank, f"node{node}.switch", links.inside, links.inside.latency_s / 2))
             if links.out_of_node and (size == 1 or not links.shared_card):
@@ -78,7 +81,23 @@ def describe(name: str, links: Links, computing: Computing) -> dict[str, Any]:
         "gpus": {computing.gpu.name: gpu},
         "ranks": ranks,
         "links": edges,
+        "processors": _processors(links, computing),
     }
+
+
+def _processor(node: int, links: Links, computing: Computing) -> dict[str, str]:
+    """What the ranks of a node compute on, if they share it among them or with all others."""
+    if computing.cores_of_all < ALL_AT_ONCE * sum(links.ranks_per_node):
+        per_node = ALL_AT_ONCE * computing.cores_of_node * len(links.ranks_per_node)
+        return {"processor": "all" if computing.cores_of_all < per_node else f"node{node}"}
+    return {}
+
+
+def _processors(links: Links, computing: Computing) -> dict[str, dict[str, float]]:
+    cores = {"all": computing.cores_of_all}
+    cores |= {f"node{node}": computing.cores_of_node for node in range(len(links.ranks_per_node))}
+    used = {name for node in range(len(links.ranks_per_node)) for name in _processor(node, links, computing).values()}
+    return {name: {"cores": float(f"{value:.3g}")} for name, value in cores.items() if name in used}
 
 
 def _edge(a: str, b: str, line: Line, latency_s: float, part: float = 1.0) -> dict[str, Any]:
@@ -114,7 +133,8 @@ def _summary(links: Links, computing: Computing) -> str:
     for where, line in (("inside a node", links.inside), *(("between nodes", line) for line in links.out_of_node[:1])):
         if line is not None:
             lines.append(
-                f"{where}: {line.latency_s * 1e6:.0f} us, {line.bytes_per_s / 1e6:.4g} MB/s, burst "
+                f"{where}: {line.latency_s * 1e6:.0f} us (from {line.latency_range_s[0] * 1e6:.0f}, median "
+                f"{line.latency_range_s[1] * 1e6:.0f}), {line.bytes_per_s / 1e6:.4g} MB/s, burst "
                 f"{line.burst_bytes / 1e3:.3g} kB (points within {line.worst_error:.1%})"
             )
     if links.out_of_node:
@@ -124,6 +144,7 @@ def _summary(links: Links, computing: Computing) -> str:
     lines.append(
         f"experts: launch {gpu.launch_s * 1e6:.0f} us, {gpu.memory_bytes_per_s / 1e9:.3g} GB/s of weights, "
         f"{gpu.flops_per_s / 1e9:.4g} GFLOP/s in tiles of {gpu.tile_tokens} (points within "
-        f"{computing.worst_error:.0%}); rows copied at {gpu.copy_bytes_per_s / 1e9:.3g} GB/s"
+        f"{computing.worst_error:.0%}); {computing.cores_of_all:.2g} of {sum(links.ranks_per_node)} ranks at once; "
+        f"rows copied at {gpu.copy_bytes_per_s / 1e9:.3g} GB/s"
     )
     return "\n".join(lines)

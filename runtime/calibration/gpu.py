@@ -1,10 +1,11 @@
 """What a rank computes with: expert time against tokens, and the rate at which rows are put in order and summed.
 
-All ranks compute at the same time, as they do in a layer: ranks that share cores or a memory bus slow each other down.
-
     expert seconds = launch + sum over active experts of max(load, ceil(tokens / tile) * tile * per_token)
 
-fitted to uniform loads: `load` is an expert's weights over the memory bandwidth, `per_token` its flops over throughput.
+fitted to uniform loads of rank 0 alone: `load` is an expert's weights over the memory bandwidth, `per_token` its flops
+over throughput. Ranks are taken to be alike. Those that share cores, as on CPUs, slow each other down: what all of a
+node take together, and all of the cluster, over what one takes alone, says how many can compute at once. Rows are
+copied by all ranks at once, as they are in a layer.
 """
 
 import os
@@ -26,6 +27,8 @@ from runtime.replay import DTYPES, make_experts
 TILES = (1, 16, 32, 64, 128)
 TOKENS = (1, 4, 16, 64, 256)
 ACTIVE = (2, 8, 16)
+SHARED = (16, 64)
+"""Active experts and tokens of each with which the sharing of cores is measured."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +36,34 @@ class Computing:
     """A rank's device, and how well the fit describes it.
 
     Attributes:
-        points: (active experts, tokens of each, seconds) measured.
         worst_error: largest relative distance of a point from the fit.
+        cores_of_node, cores_of_all: how many ranks of a node, and of the cluster, compute at full speed at once.
+        points: (active experts, tokens of each, seconds) measured.
     """
 
     gpu: GPU
     worst_error: float
+    cores_of_node: float
+    cores_of_all: float
     points: tuple[tuple[int, int, float], ...]
 
 
-def measure_computing(group: Group, model: MoEModel, copy_bytes: int, repetitions: int) -> Computing:
-    """Time experts of this model's sizes and the copying of rows; every rank must call it."""
-    points = [(n, m, seconds_of(group, _experts(group, model, n, m), repetitions)) for n in ACTIVE for m in TOKENS]
+def measure_computing(
+    group: Group, nodes: tuple[int, ...], model: MoEModel, copy_bytes: int, repetitions: int
+) -> Computing:
+    """Time experts of this model's sizes and the copying of rows; every rank must call it.
+
+    Args:
+        nodes: ranks of each node.
+    """
+
+    def seconds(ranks: int, active: int, tokens: int) -> float:
+        """The first so many ranks compute, the others wait."""
+        action = _experts(group, model, active, tokens) if group.rank < ranks else _nothing
+        return seconds_of(group, action, repetitions)
+
+    points = [(n, m, seconds(1, n, m)) for n in ACTIVE for m in TOKENS]
+    alone, together, everyone = (seconds(ranks, *SHARED) for ranks in (1, nodes[0], group.size))
     launch_s, load_s, token_s, tile, worst = fit_experts(points)
     gpu = GPU(
         name=torch.cuda.get_device_name() if group.device != "cpu" else "CPU",
@@ -55,7 +74,8 @@ def measure_computing(group: Group, model: MoEModel, copy_bytes: int, repetition
         tile_tokens=tile,
         copy_bytes_per_s=_copy_rate(group, model, copy_bytes, repetitions),
     )
-    return Computing(gpu, worst, tuple(points))
+    cores = (nodes[0] * alone / together, group.size * alone / everyone)
+    return Computing(gpu, worst, *cores, tuple(points))
 
 
 def fit_experts(points: list[tuple[int, int, float]]) -> tuple[float, float, float, int, float]:
@@ -100,6 +120,10 @@ class _Call:
 
     def __call__(self) -> object:
         return self.experts(*self.arguments)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _copy_rate(group: Group, model: MoEModel, size: int, repetitions: int) -> float:

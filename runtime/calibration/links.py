@@ -9,7 +9,7 @@ Everything is measured with the exchange that the runtime itself uses, on made-u
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -17,13 +17,15 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from runtime.calibration.timing import seconds_of
+from runtime.calibration.timing import exchange_seconds
 from runtime.exchange import Peers, Transfer
 from runtime.group import Group
 
 GAP = 2.0
 """Pairs on one node are at least this much faster than pairs on two."""
 ROW_BYTES = 1024
+LONG_ENOUGH_S, LARGEST_BYTES = 0.08, 64_000_000
+"""The largest exchange should take so long that a scheduler's tick (4 ms) does not matter; but within memory."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,10 @@ class Line:
     """A link, per direction: seconds = latency + max(bytes - burst, 0) / bandwidth.
 
     Attributes:
-        points: (bytes, seconds) measured.
+        latency_s: the lower quartile of many; on ranks that share cores the upper ones are the scheduler's ticks.
+        points: (bytes, seconds) measured, medians.
         worst_error: largest relative distance of a point from the line.
+        latency_range_s: the shortest latency seen and the median.
     """
 
     latency_s: float
@@ -40,6 +44,7 @@ class Line:
     burst_bytes: float
     worst_error: float
     points: tuple[tuple[float, float], ...]
+    latency_range_s: tuple[float, float] = (0.0, 0.0)
 
     def seconds(self, size: float) -> float:
         """What so many bytes take."""
@@ -77,7 +82,7 @@ def measure_links(group: Group, message_bytes: int, repetitions: int, say: Calla
     """Measure the links between all ranks; every rank must call it, and gets the same result.
 
     Args:
-        message_bytes: the largest message through a link.
+        message_bytes: the largest message through a link, at first.
         say: told what is being measured.
 
     Raises:
@@ -101,7 +106,7 @@ def measure_links(group: Group, message_bytes: int, repetitions: int, say: Calla
         inside = measure_line(group, near, share, message_bytes, repetitions)
     say("everyone with everyone")
     share = (1 - np.eye(group.size)) / max(group.size - 1, 1)
-    measured = seconds_of(group, exchange(everyone, share * message_bytes), repetitions)
+    measured = float(np.median(exchange_seconds(group, exchange(everyone, share * message_bytes), repetitions)))
     modelled = [
         line.seconds(out * message_bytes) for line, out in zip(out_of_node, _leaving(share, node_R), strict=False)
     ]
@@ -118,7 +123,7 @@ def find_nodes(group: Group, message_bytes: int, repetitions: int) -> tuple[int,
     seconds, everyone = np.full((group.size, group.size), np.inf), Peers.everyone()
     for a, b in combinations(range(group.size), 2):
         action = exchange(everyone, pair(group.size, a, b) * message_bytes)
-        seconds[a, b] = seconds[b, a] = seconds_of(group, action, max(3, repetitions // 2))
+        seconds[a, b] = seconds[b, a] = np.median(exchange_seconds(group, action, max(3, repetitions // 2)))
     return nodes_of_pairs(seconds, group.ranks_per_node)
 
 
@@ -149,26 +154,38 @@ def nodes_of_pairs(seconds_RR: NDArray[np.float64], started: tuple[int, ...]) ->
 def measure_line(
     group: Group, peers: Peers, share_RR: NDArray[np.float64], message_bytes: int, repetitions: int
 ) -> Line:
-    """Fit a line to exchanges of several sizes, rank a sending rank b share_RR[a, b] of each."""
-    latency = seconds_of(group, exchange(peers, (share_RR > 0).astype(np.float64)), 4 * repetitions)
-    sizes = [message_bytes // part for part in (8, 4, 2, 1)]
-    points = [(float(s), seconds_of(group, exchange(peers, share_RR * s), repetitions)) for s in sizes]
-    return fit_line(latency, points)
+    """Fit a line to exchanges of several sizes, rank a sending rank b share_RR[a, b] of each.
+
+    Sizes grow until an exchange takes LONG_ENOUGH_S.
+    """
+    start = exchange_seconds(group, exchange(peers, (share_RR > 0).astype(np.float64)), 4 * repetitions)
+    largest, points = message_bytes, []
+    while (
+        largest < LARGEST_BYTES and exchange_seconds(group, exchange(peers, share_RR * largest), 3)[1] < LONG_ENOUGH_S
+    ):
+        largest *= 2
+    for size in (largest // part for part in (8, 4, 2, 1)):
+        taken = exchange_seconds(group, exchange(peers, share_RR * size), repetitions)
+        points.append((float(size), float(np.median(taken))))
+    line = fit_line(float(np.quantile(start, 0.25)), points)
+    return replace(line, latency_range_s=(float(start[0]), float(np.median(start))))
 
 
 def fit_line(latency_s: float, points: Sequence[tuple[float, float]]) -> Line:
-    """Least squares of relative errors; a start below the latency is a burst, one above it takes its place.
+    """The line of the median slope between points (Theil-Sen, which one slow exchange does not bend).
+
+    A start below the latency is a burst, one above it takes the latency's place.
 
     Example: latency 2 ms, (1 MB, 9 ms) and (2 MB, 19 ms): 100 MB/s from -1 ms on, so 0.3 MB pass at once.
     """
     size, seconds = np.array(points).T
-    matrix = np.stack((1 / seconds, size / seconds), axis=1)
-    start, per_byte = (float(value) for value in np.linalg.lstsq(matrix, np.ones(len(size)), rcond=None)[0])
+    slopes = [(t - u) / (b - a) for (a, u), (b, t) in combinations(points, 2)]
+    per_byte = float(np.median(slopes))
     if per_byte <= 0:  # noise: nothing but latency
-        start, per_byte = latency_s, float(np.maximum(seconds - latency_s, 1e-9).min() / size.max())
+        per_byte = float(seconds.min() / size.max())
+    start = float(np.median(seconds - per_byte * size))
     line = Line(max(latency_s, start), 1 / per_byte, max(0.0, latency_s - start) / per_byte, 0.0, tuple(points))
-    worst = max(abs(line.seconds(s) / taken - 1) for s, taken in points)
-    return Line(line.latency_s, line.bytes_per_s, line.burst_bytes, worst, line.points)
+    return replace(line, worst_error=max(abs(line.seconds(s) / taken - 1) for s, taken in points))
 
 
 def exchange(peers: Peers, bytes_RR: NDArray[np.float64]) -> Callable[[], object]:

@@ -15,7 +15,7 @@ import sysconfig
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +152,7 @@ def load_corpus(length: int = 256, files_per_domain: int = 16, num_pieces: int =
     )
 
 
+@cache
 def prompts(tokenizer: Tokenizer, num: int, length: int, files_per_domain: int = 16, recorded: int = 256) -> np.ndarray:
     """Token ids [num, length] of text that was neither trained on nor recorded: what stands before the recorded middle.
 

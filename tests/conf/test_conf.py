@@ -38,7 +38,7 @@ BUILT_WITH_ARGUMENTS = {
 
 @pytest.mark.parametrize(("group", "choice"), OPTIONS)
 def test_every_option_of_every_group_builds(group, choice):
-    command = "plan" if group == "planner" else "compare"
+    command = {"planner": "plan", "measured": "validate"}.get(group, "compare")
     config = read_configuration(command, [f"{group}={choice}", *BUILT_WITH_ARGUMENTS.get((group, choice), [])])
     instantiate(config[group], _convert_="all")
 
@@ -81,7 +81,16 @@ def test_a_model_preset_has_the_published_number_of_parameters(name, parameters,
 
 
 def test_there_is_one_root_file_per_command():
-    assert set(commands()) == {"compare", "plan", "simulate"}
+    assert set(commands()) == {"compare", "plan", "simulate", "calibrate", "validate", "generate"}
+
+
+@pytest.mark.parametrize("command", ["calibrate", "validate", "generate plan=x"])
+def test_a_command_for_several_ranks_says_so_when_run_alone(command):
+    pytest.importorskip("torch")
+    name, *overrides = command.split()
+    config = read_configuration(name, overrides)
+    with pytest.raises(ValueError, match="start it with torchrun --nproc-per-node RANKS -m runtime COMMAND"):
+        run(config)
 
 
 @pytest.mark.parametrize(

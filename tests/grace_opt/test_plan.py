@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from grace_opt.model import MoEModel
+from grace_opt.placement import Placement
 from grace_opt.plan import Plan
+from grace_opt.routing import Routing
 from grace_opt.topology import Topology
 
 
@@ -69,3 +71,13 @@ def test_a_plan_is_for_one_cluster_shape(
 def test_weights_are_checked_with_the_placement(make_plan: Callable[..., Plan]) -> None:
     with pytest.raises(ValueError, match="routing weights have shape"):
         make_plan([[[0], [1], [2], [3]]], "wrr", np.ones((1, 4, 2)))
+
+
+def test_a_plan_of_some_layers_keeps_their_ids_copies_and_weights():
+    placement = Placement.from_lists([[[0, 1], [2]], [[2], [0, 1]], [[1, 0], [2, 1]]], num_experts=3)
+    weights = np.arange(1.0, 13).reshape(3, 2, 2) * (placement.slots >= 0)
+    plan = Plan("toy", (4, 5, 6), (1, 1), placement, Routing("wrr", weights))
+    part = plan.of_layers(range(1, 3))
+    assert part.layer_ids == (5, 6)
+    assert part.placement.to_lists() == [[[2], [0, 1]], [[1, 0], [2, 1]]]
+    assert np.array_equal(part.routing.weights, weights[1:])

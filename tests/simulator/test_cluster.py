@@ -92,11 +92,26 @@ def test_counted_traffic_is_priced_as_the_plan_is(problem: Problem, make_plan: C
     assert all(np.array_equal(getattr(one, phase), getattr(other, phase)) for phase in PHASES)
 
 
+def test_choices_travel_with_dispatched_rows_one_a_pair_or_all_of_a_token(
+    problem: Problem, make_plan: Callable[..., Plan]
+) -> None:
+    plan, row, top_k = make_plan(ONE_EACH), problem.model.token_bytes, problem.model.top_k
+    for scheme, choices in (("pairs", 1), ("flat", top_k)):
+        bare, full = (SimulatedCluster(scheme, choice_bytes=size)(problem, plan) for size in (0, 5))
+        latency = 0.1  # of the fabric, which every layer here uses
+        assert full.dispatch_s - latency == pytest.approx((bare.dispatch_s - latency) * (row + 5 * choices) / row)
+        assert np.array_equal(full.combine_s, bare.combine_s)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"scheme": "broadcast"}, "scheme must be one of pairs, flat, hierarchical, hierarchical_padded, got 'broadcast'"),
+        (
+            {"scheme": "broadcast"},
+            "scheme must be one of pairs, flat, hierarchical, hierarchical_padded, got 'broadcast'",
+        ),
         ({"tokens_per_rank": 0}, "tokens_per_rank must be at least 1, got 0"),
+        ({"choice_bytes": -1}, "choice_bytes must be a number of bytes, got -1"),
     ],
 )
 def test_what_cannot_be_simulated_is_refused(fields: dict[str, Any], message: str) -> None:

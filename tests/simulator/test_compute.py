@@ -8,7 +8,7 @@ import pytest
 
 from grace_opt.model import MoEModel
 from grace_opt.topology import Topology
-from simulator.compute import expert_seconds
+from simulator.compute import expert_seconds, phase_end
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,14 @@ def test_ranks_may_differ_in_speed(model: MoEModel, make_topology: Callable[...,
 def test_more_tokens_never_take_less(model: MoEModel, make_topology: Callable[..., Topology]) -> None:
     tokens_LBRS = np.arange(40).reshape(40, 1, 1, 1)
     assert (np.diff(expert_seconds(model, make_topology(1, 1), tokens_LBRS).ravel()) >= 0).all()
+
+
+def test_ranks_that_share_cores_end_when_all_work_is_done(make_topology: Callable[..., Topology]) -> None:
+    seconds = np.array([[[3.0, 1.0, 1.0, 1.0]]])
+    own = make_topology(2, 2)
+    assert phase_end(own, seconds).tolist() == [[3]]
+    shared = replace(own, processor_of_rank=np.array([0, 0, 1, 1]), cores=np.array([1.0, 2.0]))
+    assert phase_end(shared, seconds).tolist() == [[4]]  # 3 + 1 on one core
+    shared = replace(own, processor_of_rank=np.zeros(4, int), cores=np.array([2.0]))
+    assert phase_end(shared, seconds).tolist() == [[3]]  # 6 on two cores, but the longest alone takes as long
+    assert phase_end(shared, np.array([[[3.0, 3.0, 1.0, 1.0]]])).tolist() == [[4]]

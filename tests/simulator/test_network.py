@@ -70,3 +70,20 @@ def test_a_faster_link_slows_nothing_and_combine_takes_as_long_as_dispatch(rando
             assert phase_seconds(topology, counts.combine(scheme), 20) == pytest.approx(before)
         assert (phase_seconds(faster, counts.dispatch(scheme), 20) <= before).all()
         assert (phase_seconds(twice, counts.dispatch(scheme), 20) <= before).all()
+
+
+def test_a_burst_passes_at_once_and_the_rest_at_the_rate(make_topology: Callable[..., Topology]) -> None:
+    topology = make_topology(2, 2)
+    burst = np.array([30.0 if "fabric" in name else 0.0 for name in topology.link_names])
+    topology = replace(topology, link_burst_bytes=burst)
+    assert stage_seconds(topology, rows_of({(0, 2): 3}), 20)[0, 0] == pytest.approx(0.1 + (60 - 30) / 20)
+    assert stage_seconds(topology, rows_of({(0, 2): 1}), 20)[0, 0] == pytest.approx(0.1)
+
+
+def test_rows_are_put_in_order_by_the_sender_and_summed_by_the_receiver(make_topology: Callable[..., Topology]) -> None:
+    topology = make_topology(2, 2)
+    topology = replace(topology, gpus=tuple(replace(gpu, copy_bytes_per_s=40.0) for gpu in topology.gpus))
+    rows = rows_of({(0, 2): 3, (1, 2): 2, (0, 0): 4})  # 20 bytes each, half a second a row; four stay at home
+    assert stage_seconds(topology, rows, 20)[0, 0] == pytest.approx(0.1 + 5 + 7 / 2)
+    assert stage_seconds(topology, rows, 20, returning=True)[0, 0] == pytest.approx(0.1 + 5 + 5 / 2)
+    assert stage_seconds(topology, rows_of({(0, 0): 4}), 20)[0, 0] == 0  # nothing travels: there is no stage
