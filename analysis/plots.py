@@ -161,6 +161,10 @@ def predicted_against_measured(rows: Sequence[Row], title: str) -> Figure:
             xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="measured", ylabel="predicted", aspect="equal"
         )
         axis.set_title(f"{shown[0]['tokens_per_rank']:.0f} tokens per rank", fontsize=9)
+        for ticks in (axis.xaxis, axis.yaxis):
+            ticks.set_major_formatter("{x:g}")
+            ticks.set_minor_formatter("{x:g}")
+            ticks.set_tick_params(which="both", labelsize=7)
         _unframe(axis)
     for scheme in schemes:
         axes[0].plot([], [], "s", color=SERIES_COLORS[schemes.index(scheme) % 4], label=scheme)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
@@ -74,7 +75,8 @@ def validate(
         batches: of each size that are run.
         layers: consecutive MoE layers, from the middle of the model, that are planned and run; None is all.
         only: names of planners; null is all.
-        plans: plan files to run in place of the planners; they must hold all layers of the model.
+        plans: plan files to run in place of the planners, with as many slots as they fill; they must hold all layers
+            of the model.
         timeout_s: silence of a rank after which the others end; read before the ranks join.
 
     Raises:
@@ -82,25 +84,29 @@ def validate(
     """
     folder = require_writable(output)
     excerpt, shown = excerpt_of(model, trace, layers)
+    given = _plans_from(plans, model, topology, excerpt)
+    if given:
+        slots_per_rank = np.max([plan.placement.slots_used.max(axis=0) for plan in given.values()], axis=0).tolist()
     parts = problems(excerpt, topology, shown, split, homes, slots_per_rank)
     chosen = {name: planner for name, planner in planners.items() if only is None or name in only}
     if only is not None and set(only) - set(chosen):
         raise ValueError(f"only={list(only)} must name planners of this command: {', '.join(planners)}")
     if slots_per_rank is None:
         parts = with_wanted_slots(parts, chosen.values())
-    todo = _plans_from(plans, model, topology, excerpt) if plans else _plans_of(chosen, parts["fit"])
+    models = {cell: (_set(cost, *cell), _set(measured, *cell)) for cell in product(schemes, tokens_per_rank)}
+    work = {size: first_batches(parts["held_out"], homes, size, batches) for size in tokens_per_rank}
+    todo = given or {name: solve(planner, parts["fit"]).plan for name, planner in chosen.items()}
     for name, plan in todo.items():
         write_plan(folder / "plans" / f"{name}.json", plan)
     about = {**describe(parts["fit"], parts, cost, split, homes), "layers": list(excerpt.layer_ids), "batches": batches}
-    cells = [(size, name, scheme) for size in tokens_per_rank for name in todo for scheme in schemes]
     rows: list[Row] = []
     console = Console(stderr=True)
-    for size, name, scheme in track(cells, "running", console=console, disable=not console.is_terminal):
-        held_out = first_batches(parts["held_out"], homes, size, batches)
-        ran = _set(measured, scheme, size).measure(held_out, todo[name])
-        predicted = _set(cost, scheme, size)(ran.problem, todo[name])
-        work = {"planner": name, "scheme": scheme, "cluster": topology.name, "tokens_per_rank_asked": size}
-        rows.append({**work, **_row(predicted, ran, todo[name]), "repetitions": measured.repetitions})
+    cells = list(product(tokens_per_rank, todo.items(), schemes))
+    for size, (name, plan), scheme in track(cells, "running", console=console, disable=not console.is_terminal):
+        predicting, measuring = models[scheme, size]
+        ran = measuring.measure(work[size], plan)
+        cell = {"planner": name, "scheme": scheme, "cluster": topology.name, "tokens_per_rank_asked": size}
+        rows.append({**cell, **_row(predicting(ran.problem, plan), ran, plan), "repetitions": measured.repetitions})
         write_result(folder, "validate", about, rows, complete=False)
     write_result(folder, "validate", {**about, "summary": summarize(rows)}, rows)
     print_validation(about, rows)
@@ -135,10 +141,6 @@ def first_batches(problem: Problem, homes: Homes, tokens_per_rank: int, batches:
     excess = part.num_tokens - wanted
     part = dataclasses.replace(part, stops=np.append(part.stops[:-1], part.stops[-1] - excess))
     return dataclasses.replace(problem, trace=homes(part, problem.topology.num_ranks))
-
-
-def _plans_of(planners: dict[str, Planner], problem: Problem) -> dict[str, Plan]:
-    return {name: solve(planner, problem).plan for name, planner in planners.items()}
 
 
 def _plans_from(paths: Sequence[str], model: MoEModel, topology: Topology, excerpt: MoEModel) -> dict[str, Plan]:
