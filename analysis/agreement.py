@@ -1,7 +1,7 @@
 """How well predictions agree with measurements: errors, rank correlation, speedups; over the rows of a validation."""
 
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import combinations, groupby
 from typing import Any
 
 import numpy as np
@@ -9,12 +9,14 @@ from scipy.stats import kendalltau
 
 from analysis.results import Row
 
+APART = 0.03
+"""Repeated measurements of one plan differ by about this part."""
 CELL = ("cluster", "workload", "tokens_per_rank_asked")
 """Rows that agree in these are plans for the same work on the same machine, so their order means something."""
 
 
 def summarize(rows: Iterable[Row]) -> list[Row]:
-    """One row a cell: mean and worst absolute error, signed bias, and Kendall's tau over all its plans and schemes.
+    """One row a cell: mean and worst absolute error, signed bias, and how well its plans and schemes are ordered.
 
     Errors are (predicted - measured) / measured of the layer time; in percent.
     """
@@ -33,6 +35,7 @@ def summarize(rows: Iterable[Row]) -> list[Row]:
                 "worst_plan": f"{worst['planner']} + {worst['scheme']}",
                 "bias_pct": float(errors.mean()),
                 "kendall_tau": tau(plans),
+                "ordered_right": ordered_right(plans),
                 **speedups(plans),
             }
         )
@@ -44,6 +47,18 @@ def tau(plans: Sequence[Row]) -> float | None:
     if len(plans) < 2:
         return None
     return float(kendalltau([row["predicted_s"] for row in plans], [row["measured_s"] for row in plans]).statistic)
+
+
+def ordered_right(plans: Sequence[Row]) -> float | None:
+    """Share of pairs of plans, measured more than APART of their time apart, that are predicted in that order; None if no
+    two are. Kendall's tau counts pairs that no measurement can tell apart as well.
+    """
+    right = []
+    for one, other in combinations(plans, 2):
+        measured, predicted = (one[key] - other[key] for key in ("measured_s", "predicted_s"))
+        if abs(measured) > APART * max(one["measured_s"], other["measured_s"]):
+            right.append(measured * predicted > 0)
+    return float(np.mean(right)) if right else None
 
 
 def speedups(plans: Sequence[Row]) -> dict[str, Any]:

@@ -98,7 +98,16 @@ def print_agreement(summary: Sequence[Row]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     for title in ("cluster", "workload"):
         table.add_column(title)
-    for title in ("tokens\nper rank", "plans", "mean\nerror", "worst", "bias", "Kendall\ntau", "over linear\n+ pairs"):
+    for title in (
+        "tokens\nper rank",
+        "plans",
+        "mean\nerror",
+        "worst",
+        "bias",
+        "Kendall\ntau",
+        "pairs in\norder",
+        "over linear\n+ pairs",
+    ):
         table.add_column(title, justify="right")
     table.add_column("over occult\nhierarchical", justify="right")
     for cell in summary:
@@ -118,6 +127,7 @@ def print_agreement(summary: Sequence[Row]) -> None:
                 for kind in ("mean", "worst", "bias")
             ),
             "" if cell["kendall_tau"] is None else f"{cell['kendall_tau']:.2f}",
+            "" if cell["ordered_right"] is None else f"{cell['ordered_right']:.0%}",
             *ratios,
         )
     out.print("\nerrors of the predicted layer time; speedups of grace + hierarchical, predicted / measured\n")

@@ -74,6 +74,7 @@ class Group:
         """
         for name, value in facts.items():
             self.store.set(f"fact/{name}/{self.rank}", value)
+        self.barrier()  # nobody reads before all have written
         for name in facts:
             values = [text.decode() for text in self.store.multi_get([f"fact/{name}/{r}" for r in range(self.size)])]
             different = [rank for rank, value in enumerate(values) if value != values[0]]
@@ -82,12 +83,18 @@ class Group:
                     f"rank {different[0]} has another {name} than rank 0 ({values[different[0]]} against {values[0]}): "
                     f"give all ranks the same {name}"
                 )
-        self.barrier()  # nobody writes the next facts before all have read these
+        self.barrier()  # nor writes the next before all have read
 
     def says(self, line: str) -> bool:
         """Whether this rank is the first with this line, and so the one to print it."""
         key = f"said/{hashlib.sha256(line.encode()).hexdigest()}"
-        return bool(self.store.compare_set(key, "", str(self.rank)).decode() == str(self.rank))
+        try:
+            first = self.store.compare_set(key, "", str(self.rank)).decode() == str(self.rank)
+        except RuntimeError:  # rank 0 has gone, and the store with it: better twice than never
+            return True
+        if self.rank == 0:
+            time.sleep(GRACE_S)  # it may keep the store: let the others ask too
+        return bool(first)
 
 
 _current: list[Group] = []

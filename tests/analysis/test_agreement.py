@@ -2,7 +2,7 @@
 
 import pytest
 
-from analysis.agreement import speedups, summarize, tau
+from analysis.agreement import ordered_right, speedups, summarize, tau
 
 
 def row(planner, scheme, predicted, measured, cluster="two hosts"):
@@ -34,6 +34,13 @@ def test_cells_are_not_mixed():
 def test_tau_is_one_when_plans_are_ranked_alike_and_minus_one_when_reversed():
     assert tau([row("a", "", 1, 10), row("b", "", 2, 20), row("c", "", 3, 30)]) == pytest.approx(1)
     assert tau([row("a", "", 3, 10), row("b", "", 2, 20), row("c", "", 1, 30)]) == pytest.approx(-1)
+
+
+def test_pairs_too_close_to_be_told_apart_have_no_order():
+    near, far = row("a", "", 2.0, 10.0), row("b", "", 1.0, 10.2)
+    assert ordered_right([near, far]) is None  # 2 % apart
+    assert ordered_right([near, far, row("c", "", 3.0, 20.0)]) == 1
+    assert ordered_right([near, far, row("c", "", 1.5, 20.0)]) == 0.5
 
 
 def test_speedups_of_grace_stand_beside_each_other():
