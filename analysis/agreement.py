@@ -50,8 +50,9 @@ def tau(plans: Sequence[Row]) -> float | None:
 
 
 def ordered_right(plans: Sequence[Row]) -> float | None:
-    """Share of pairs of plans, measured more than APART of their time apart, that are predicted in that order; None if no
-    two are. Kendall's tau counts pairs that no measurement can tell apart as well.
+    """Share of pairs of plans, measured more than APART of their time apart, that are predicted in that order.
+
+    None if no two are. Kendall's tau counts pairs that no measurement can tell apart as well.
     """
     right = []
     for one, other in combinations(plans, 2):
