@@ -56,6 +56,7 @@ class Topology:
         routes: sparse [links, R * R]; column source * R + destination holds 1 on the links of that route.
         latency_s: float64 [R, R], sum of link latencies along the route; 0 on the diagonal.
         link_burst_bytes: float64 [links], bytes that pass at once after a pause, as through a token bucket; None for 0.
+        contention: by how much an exchange that keeps all links of a kind equally busy takes longer than one alone.
         processor_of_rank: int64 [R], the processor a rank computes on; None if each has one of its own (its GPU).
         cores: float64 [processors], how many ranks can compute on each at full speed at once; None for 1.
 
@@ -72,6 +73,7 @@ class Topology:
     routes: sparse.csr_array
     latency_s: NDArray[np.float64]
     link_burst_bytes: NDArray[np.float64] | None = None
+    contention: float = 0.0
     processor_of_rank: NDArray[np.int64] | None = None
     cores: NDArray[np.float64] | None = None
 
@@ -81,6 +83,8 @@ class Topology:
             raise ValueError(f"topology {self.name} has {len(self.gpus)} gpus but {len(nodes)} node numbers")
         if nodes[0] != 0 or not np.isin(np.diff(nodes), (0, 1)).all():
             raise ValueError(f"topology {self.name}: ranks of a node must be consecutive and nodes numbered 0, 1, ...")
+        if not 0 <= self.contention < math.inf:
+            raise ValueError(f"topology {self.name}: contention must not be negative, got {self.contention}")
         if self.link_burst_bytes is None:
             object.__setattr__(self, "link_burst_bytes", np.zeros(len(self.link_names)))
         links = (len(self.link_names),)
@@ -129,7 +133,7 @@ class Topology:
         return np.array([gpu.memory_bytes for gpu in self.gpus])
 
     @classmethod
-    def from_graph(cls, name: str, graph: nx.Graph) -> "Topology":
+    def from_graph(cls, name: str, graph: nx.Graph, contention: float = 0.0) -> "Topology":
         """From a graph of GPUs and switches whose edges are full-duplex links.
 
         Vertices that are GPUs have attributes `gpu` (a GPU), `node` (a number) and perhaps `processor` (the name of one
@@ -175,6 +179,7 @@ class Topology:
             routes,
             latency_RR,
             np.array([graph.edges[ends].get("burst_bytes", 0.0) for ends in links], np.float64),
+            contention,
             np.array([processors.index(name) for name in names]),
             np.array([cores[name] for name in processors], np.float64),
         )

@@ -6,6 +6,7 @@ name: my_cluster
 gpus: {h100: {flops_per_s: 6.4e14, memory_bytes_per_s: 2.68e12, memory_bytes: 80e9}}
 ranks: [{name: a0, node: 0, gpu: h100}, ...]          # in rank order; ranks of a node stand together
 links: [{between: [a0, switch_a], bytes_per_s: 272e9, latency_s: 4.5e-6}, ...]   # full duplex; burst_bytes: optional
+contention: 0.1                    # optional, see Topology
 processors: {cpu0: {cores: 2}}     # optional, for ranks that say processor: cpu0 because they compute on the same one
 """
 
@@ -36,7 +37,7 @@ def read_topology(path: str | Path) -> Topology:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
             raise ValueError(f"it must say format: {FORMAT} and version: {VERSION}")
-        return Topology.from_graph(str(content["name"]), _graph(content))
+        return Topology.from_graph(str(content["name"]), _graph(content), content.get("contention", 0.0))
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: no readable YAML ({' '.join(str(error).split())})") from None
     except KeyError as error:

@@ -171,7 +171,8 @@ class Transfer:
         rows, me = outgoing.new_empty((sum(received), *outgoing.shape[1:])), peers.me
         parts_out, parts_in = torch.split(outgoing.contiguous(), list(sent)), torch.split(rows, list(received))
         parts_in[me].copy_(parts_out[me])
-        others = [(peer, rank) for peer, rank in enumerate(peers.ranks) if peer != me]
+        turn = [(me + step) % len(peers.ranks) for step in range(1, len(peers.ranks))]  # not all to the same one first
+        others = [(peer, peers.ranks[peer]) for peer in turn]
         calls = [dist.P2POp(dist.irecv, _as_bytes(parts_in[p]), rank) for p, rank in others if received[p]]
         calls += [dist.P2POp(dist.isend, _as_bytes(parts_out[p]), rank) for p, rank in others if sent[p]]
         works = tuple(dist.batch_isend_irecv(calls)) if calls else ()

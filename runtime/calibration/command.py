@@ -81,6 +81,7 @@ def describe(name: str, links: Links, computing: Computing) -> dict[str, Any]:
         "gpus": {computing.gpu.name: gpu},
         "ranks": ranks,
         "links": edges,
+        "contention": float(f"{max(links.all_with_all - 1, 0.0):.3g}"),
         "processors": _processors(links, computing),
     }
 

@@ -60,7 +60,7 @@ class Links:
         inside: the link of a rank inside its node, all ranks at work; None if no node has two ranks.
         out_of_node: the link of each node to all others, all its ranks at work; empty if there is one node.
         out_of_rank: the same of rank 0 and the first rank of another node alone; None if there is one node.
-        all_with_all: measured seconds of an exchange of everyone with everyone, over those of the lines.
+        all_with_all: measured seconds of an exchange of everyone with everyone, over those of the busiest link's line.
     """
 
     ranks_per_node: tuple[int, ...]
@@ -105,13 +105,15 @@ def measure_links(group: Group, message_bytes: int, repetitions: int, say: Calla
         share = same_node / np.maximum(same_node.sum(axis=1, keepdims=True), 1)
         inside = measure_line(group, near, share, message_bytes, repetitions)
     say("everyone with everyone")
-    share = (1 - np.eye(group.size)) / max(group.size - 1, 1)
-    measured = float(np.median(exchange_seconds(group, exchange(everyone, share * message_bytes), repetitions)))
-    modelled = [
-        line.seconds(out * message_bytes) for line, out in zip(out_of_node, _leaving(share, node_R), strict=False)
-    ]
-    modelled += [] if inside is None else [inside.seconds(float((share * same_node).sum(axis=1).max()) * message_bytes)]
-    return Links(nodes, inside, tuple(out_of_node), out_of_rank, measured / max([*modelled, 1e-9]))
+    lines = [(line, share) for line, share in zip(out_of_node, _leaving(group.size, node_R), strict=False)]
+    if inside is not None:
+        lines.append((inside, float((same_node.sum(axis=1) / (group.size - 1)).max())))
+    ratios = []
+    for size in (message_bytes // part for part in (8, 4, 2, 1)):
+        action = exchange(everyone, (1 - np.eye(group.size)) / max(group.size - 1, 1) * size)
+        measured = float(np.median(exchange_seconds(group, action, repetitions)))
+        ratios.append(measured / max([line.seconds(share * size) for line, share in lines], default=measured))
+    return Links(nodes, inside, tuple(out_of_node), out_of_rank, float(np.median(ratios)))
 
 
 def find_nodes(group: Group, message_bytes: int, repetitions: int) -> tuple[int, ...]:
@@ -218,6 +220,7 @@ def star(node_R: NDArray[np.integer], node: int) -> NDArray[np.float64]:
     return np.asarray(across / (here.sum() * (~here).sum()))
 
 
-def _leaving(share_RR: NDArray[np.float64], node_R: NDArray[np.integer]) -> Iterator[float]:
-    for node in range(int(node_R.max()) + 1):
-        yield float(share_RR[node_R == node][:, node_R != node].sum())
+def _leaving(num_ranks: int, node_R: NDArray[np.integer]) -> Iterator[float]:
+    """Parts of what each rank sends to all others equally that leave each node, summed over its ranks."""
+    for size in np.bincount(node_R):
+        yield float(size * (num_ranks - size) / max(num_ranks - 1, 1))

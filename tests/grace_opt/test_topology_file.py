@@ -21,12 +21,16 @@ def test_the_example_has_machines_of_different_size_speed_and_memory():
 
 def test_ranks_may_share_a_processor_and_links_let_bursts_pass(tmp_path):
     text = EXAMPLE.replace("name: a0, node: 0", "name: a0, node: 0, processor: cpu")
-    text = text.replace("name: a1, node: 0", "name: a1, node: 0, processor: cpu") + "processors: {cpu: {cores: 1.5}}\n"
+    text = (
+        text.replace("name: a1, node: 0", "name: a1, node: 0, processor: cpu")
+        + "processors: {cpu: {cores: 1.5}}\ncontention: 0.2\n"
+    )
     text = text.replace("latency_s: 4.5e-6}", "latency_s: 4.5e-6, burst_bytes: 700}")
     (tmp_path / "shared.yaml").write_text(text)
     topology = read_topology(tmp_path / "shared.yaml")
     assert topology.processor_of_rank.tolist() == [0, 0, 1, 2, 3]
     assert topology.cores.tolist() == [1.5, 1, 1, 1]
+    assert topology.contention == 0.2
     assert sorted(topology.link_burst_bytes.tolist()) == [0] * 10 + [700] * 4
     (tmp_path / "unknown.yaml").write_text(EXAMPLE.replace("name: a0, node: 0", "name: a0, node: 0, processor: cpu"))
     with pytest.raises(ValueError, match=r"ranks\[0\].processor is 'cpu'; processors has \[\]"):

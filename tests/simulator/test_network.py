@@ -87,3 +87,12 @@ def test_rows_are_put_in_order_by_the_sender_and_summed_by_the_receiver(make_top
     assert stage_seconds(topology, rows, 20)[0, 0] == pytest.approx(0.1 + 5 + 7 / 2)
     assert stage_seconds(topology, rows, 20, returning=True)[0, 0] == pytest.approx(0.1 + 5 + 5 / 2)
     assert stage_seconds(topology, rows_of({(0, 0): 4}), 20)[0, 0] == 0  # nothing travels: there is no stage
+
+
+def test_links_that_are_equally_busy_take_longer_than_one_alone(make_topology: Callable[..., Topology]) -> None:
+    topology = replace(make_topology(2, 2), contention=0.5)
+    both = {(a, b): 1 for a in (0, 1) for b in (2, 3)}
+    everyone = rows_of({**both, **{(b, a): rows for (a, b), rows in both.items()}})
+    assert stage_seconds(topology, everyone, 20)[0, 0] == pytest.approx(0.1 + 2 * 1.5)
+    one = rows_of({(0, 2): 4})  # two of the eight directed links of this kind are busy
+    assert stage_seconds(topology, one, 20)[0, 0] == pytest.approx(0.1 + 4 * (1 + 0.5 * 0.25**7))
