@@ -30,7 +30,7 @@ sample: $(VENV)/.runtime  ## train the sample model and record the embedded trac
 	$(BIN)/python -m runtime.sample --output outputs/sample
 	cp outputs/sample/sample.safetensors conf/samples/sample.safetensors
 
-validate: $(VENV)/.runtime outputs/sample/model.safetensors  ## predict, then measure on slow-linked hosts of this machine (Linux, root; 15 minutes)
+validate: $(VENV)/.runtime outputs/sample/model.safetensors  ## predict, then measure on slow-linked hosts of this machine (Linux, root; 20 minutes)
 	$(BIN)/python -m analysis.bench_validation
 
 outputs/sample/model.safetensors: | $(VENV)/.runtime

@@ -90,7 +90,7 @@ def _replay(traces: Path) -> Part:
 
 def _sample(checkpoint: Path) -> Part:
     """The sample model as it is, in prefill and decode."""
-    run = {"measured": "sample", "measured.checkpoint": checkpoint, "layers": "null", "measured.repetitions": 3}
+    run = {"measured": "sample", "measured.checkpoint": checkpoint, "layers": "null", "measured.repetitions": 2}
     prefill = {**run, "measured.phase": "prefill", "tokens_per_rank": "[1024]"}
     decode = {**run, "measured.phase": "decode", "tokens_per_rank": "[256]", "measured.length": 4, "measured.steps": 2}
     return Part("sample", {"model": "sample", **FLOAT32}, (prefill, decode))
