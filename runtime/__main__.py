@@ -16,11 +16,11 @@ from runtime.lifeline import end_with_parent
 from runtime.memory import keep_memory
 from runtime.orders import FINISH, give, serve
 from runtime.replay import replay
-from runtime.watch import PeerEndedError
+from runtime.watch import LOST, PeerEndedError
 from runtime.whole_model import whole_model
 
 ORDERS = {"replay": replay, "whole_model": whole_model}
-DEFAULT_TIMEOUT_S = 60.0
+DEFAULT_TIMEOUT_S, LONGEST_S = 60.0, 86_400
 USAGE = "usage: torchrun --nproc-per-node RANKS -m runtime COMMAND key=value ... (calibrate, validate or generate)"
 
 
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         Exit code: 0 done, 1 a rank was lost, 2 bad input (one line says which), 130 interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    warnings.showwarning = lambda message, *_, **__: print(f"grace-opt: warning: {message}", file=sys.stderr)
+    warnings.showwarning = _warn
     if not arguments or arguments[0].startswith("-"):
         print(USAGE, file=sys.stderr)
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
@@ -39,23 +39,24 @@ def main(arguments: list[str] | None = None) -> int:
         end_with_parent()
     keep_memory()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    group: Group | None = None
     try:
         with joined(_timeout_s(arguments)) as group:
             _run(group, arguments[0], arguments[1:])
     except PeerEndedError as error:
-        return _report(str(error), error.code, group)
+        return error.code  # the line is printed there
     except (ConnectionError, TimeoutError) as error:
-        return _report(f"rank {os.environ.get('RANK')}: {error}", 1, None)
+        return _report(f"rank {os.environ.get('RANK')}: {error}", LOST)
     except (ValueError, OSError) as error:
-        return _report(str(error), 2, group)
+        return _report(str(error), 2)
     except KeyboardInterrupt:
-        return _report("interrupted", 130, group)
+        return _report("interrupted", 130)
     return 0
 
 
 def _run(group: Group, command: str, overrides: list[str]) -> None:
     config = read_configuration(command, overrides)
+    if config.get("timeout_s", DEFAULT_TIMEOUT_S) != group.timeout_s:
+        raise ValueError(f"timeout_s must be seconds, above 0 and at most {LONGEST_S}, got {config.timeout_s!r}")
     everywhere = str(config["_target_"]).startswith("runtime.")
     asked = hashlib.sha256("\n".join([command, *overrides]).encode()).hexdigest()[:16]
     group.agree({"code version": code_digest(), "command line": asked})
@@ -68,20 +69,25 @@ def _run(group: Group, command: str, overrides: list[str]) -> None:
         serve(group, ORDERS)
 
 
-def _report(line: str, code: int, group: Group | None) -> int:
-    """Print a line unless another rank has said the same."""
-    if group is None or group.says(line):
-        print(f"grace-opt: {line}", file=sys.stderr, flush=True)
+def _report(line: str, code: int) -> int:
+    print(f"grace-opt: {line}", file=sys.stderr, flush=True)
     return code
 
 
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    """One line from rank 0; the others read the same configuration and files."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"grace-opt: warning: {message}", file=sys.stderr)
+
+
 def _timeout_s(arguments: list[str]) -> float:
-    """The option timeout_s, needed before the configuration is read; what is no number is refused there."""
-    for argument in arguments:
-        name, _, value = argument.partition("=")
-        if name == "timeout_s" and value.replace(".", "", 1).isdigit() and float(value) > 0:
-            return float(value)
-    return DEFAULT_TIMEOUT_S
+    """The option timeout_s, needed before the configuration is read; what is no such number is refused there."""
+    given = [argument.partition("=")[2] for argument in arguments if argument.startswith("timeout_s=")]
+    try:
+        seconds = float(given[-1]) if given else DEFAULT_TIMEOUT_S
+    except ValueError:
+        return DEFAULT_TIMEOUT_S
+    return seconds if 0 < seconds <= LONGEST_S else DEFAULT_TIMEOUT_S
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from runtime.watch import GRACE_S, LOST, Watch
+from runtime.watch import GRACE_S, LINGER_S, LOST, PeerEndedError, Watch
 
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _START = "this runs on several ranks: start it with torchrun --nproc-per-node RANKS -m runtime COMMAND ..."
@@ -85,17 +85,6 @@ class Group:
                 )
         self.barrier()  # nor writes the next before all have read
 
-    def says(self, line: str) -> bool:
-        """Whether this rank is the first with this line, and so the one to print it."""
-        key = f"said/{hashlib.sha256(line.encode()).hexdigest()}"
-        try:
-            first = self.store.compare_set(key, "", str(self.rank)).decode() == str(self.rank)
-        except RuntimeError:  # rank 0 has gone, and the store with it: better twice than never
-            return True
-        if self.rank == 0:
-            time.sleep(GRACE_S)  # it may keep the store: let the others ask too
-        return bool(first)
-
 
 _current: list[Group] = []
 
@@ -115,28 +104,25 @@ def current_group() -> Group:
 def joined(timeout_s: float) -> Iterator[Group]:
     """Join the other ranks; on leaving tell them whether all is well.
 
+    What the body raises reaches the caller on one rank; the others, though they raised the same, get PeerEndedError.
+
     Raises:
         ValueError: the process was not started by a launcher, or has no GPU of its own where others do.
         TimeoutError: ranks that did not join in time, by number.
+        PeerEndedError: another rank ended with an error, and says which.
         ConnectionError: a rank was lost while the body ran.
     """
-    missing = [name for name in _NEEDED if name not in os.environ]
-    if missing:
-        raise ValueError(f"{missing[0]} is not set: {_START}")
-    rank, size, device = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), _device()
-    store = _store(rank, size, timeout_s)
+    rank, size = _place()
+    device, store = _device(), _store(rank, size, timeout_s)
     here = f"{os.environ.get('GROUP_RANK', '')} {socket.gethostname()} {_address()} {device.split(':')[0]}"
     places = [place.split(" ") for place in _attendance(store, rank, size, here, timeout_s)]
-    kinds = sorted({kind for *_, kind in places})
-    if len(kinds) > 1:
-        lonely = next(r for r, (*_, kind) in enumerate(places) if kind == "cpu")
-        raise ValueError(f"rank {lonely} has no GPU of its own, but others have: start one rank for each GPU")
     nodes = tuple(len(list(ranks)) for _, ranks in groupby(place[:2] for place in places))
     watch = Watch(_store(rank, size, timeout_s), rank, [address for _, _, address, _ in places], timeout_s)
     limit = datetime.timedelta(seconds=timeout_s)
     backend = "cpu:gloo,cuda:nccl" if device != "cpu" else "gloo"
     with watch:
         try:
+            _require_alike([kind for *_, kind in places])
             dist.init_process_group(
                 backend, store=PrefixStore("group", store), rank=rank, world_size=size, timeout=limit
             )
@@ -145,17 +131,20 @@ def joined(timeout_s: float) -> Iterator[Group]:
             yield _current[-1]
         except BaseException as error:
             lost = watch.missing() if isinstance(error, RuntimeError) else None
-            reason = lost or error
-            code = getattr(lost, "code", LOST) if lost else 2 if isinstance(error, ValueError | OSError) else LOST
-            watch.leave(" ".join(str(reason).split()) or type(error).__name__, code)
-            time.sleep(GRACE_S)  # the host of rank 0 keeps the store: let the others read it
+            reason, code = " ".join(str(lost or error).split()) or type(error).__name__, _exit_code(lost or error)
+            first = watch.leave(reason, code)
+            time.sleep(GRACE_S if first else LINGER_S)  # the host of rank 0 keeps the store: let the others read it
+            if not first and code != LOST:
+                raise PeerEndedError(reason, code) from error
             if lost is None:
                 raise
             raise lost from error
         else:
             watch.leave()
             dist.destroy_process_group()
-            _await(store, size, "finished", rank, timeout_s)  # the host of the store must be the last to go
+            store.set(f"finished/{rank}", "yes")
+            if rank == 0:  # its host keeps the store, and must be the last to go
+                _await(store, size, "finished", timeout_s)
         finally:
             _current.clear()
 
@@ -167,6 +156,20 @@ def code_digest() -> str:
         for path in sorted((root / package).rglob("*.py")):
             digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
     return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _place() -> tuple[int, int]:
+    """Rank and number of ranks, as the launcher says."""
+    missing = [name for name in _NEEDED if name not in os.environ]
+    if missing:
+        raise ValueError(f"{missing[0]} is not set: {_START}")
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
+        if not os.environ[name].isdecimal():
+            raise ValueError(f"{name} must be a whole number, got {os.environ[name]!r}: {_START}")
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if rank >= size:
+        raise ValueError(f"RANK must be below WORLD_SIZE={size}, got {rank}: {_START}")
+    return rank, size
 
 
 def _device() -> str:
@@ -182,6 +185,21 @@ def _device() -> str:
     return f"cuda:{local}"
 
 
+def _require_alike(kinds: list[str]) -> None:
+    """Refuse a group of which some ranks have a GPU and some have none."""
+    if len(set(kinds)) > 1:
+        raise ValueError(
+            f"rank {kinds.index('cpu')} has no GPU of its own, but others have: start one rank for each GPU"
+        )
+
+
+def _exit_code(error: BaseException) -> int:
+    """With which a process ends that this error ends."""
+    if isinstance(error, ConnectionError):
+        return error.code if isinstance(error, PeerEndedError) else LOST
+    return 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, ValueError | OSError) else LOST
+
+
 def _store(rank: int, size: int, timeout_s: float) -> Store:
     """A client of its own; under torchrun the agent keeps the store, else rank 0 does."""
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -191,7 +209,10 @@ def _store(rank: int, size: int, timeout_s: float) -> Store:
         tcp = dist.TCPStore(  # type: ignore[attr-defined]
             address, port, size, rank == 0 and not agent, limit, wait_for_workers=False, multi_tenant=True
         )
-    except (RuntimeError, dist.DistError):
+    except RuntimeError as error:
+        if rank == 0 and not agent:
+            reason = str(error).splitlines()[0]
+            raise OSError(f"rank 0 cannot listen on port {port} ({reason}): choose another MASTER_PORT") from None
         raise TimeoutError(f"rank 0 did not join within {timeout_s:g} s: nothing answers at {address}:{port}") from None
     return PrefixStore(f"grace-opt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", tcp)
 
@@ -199,7 +220,8 @@ def _store(rank: int, size: int, timeout_s: float) -> Store:
 def _attendance(store: Store, rank: int, size: int, here: str, timeout_s: float) -> list[str]:
     """What every rank says when it joins."""
     store.set(f"beat/{rank}", "joined")
-    absent = _await(store, size, "joined", rank, timeout_s, here)
+    store.set(f"joined/{rank}", here)
+    absent = _await(store, size, "joined", timeout_s)
     if absent:
         raise TimeoutError(
             f"rank{'s' * (len(absent) > 1)} {', '.join(map(str, absent))} did not join within {timeout_s:g} s"
@@ -207,13 +229,15 @@ def _attendance(store: Store, rank: int, size: int, here: str, timeout_s: float)
     return [text.decode() for text in store.multi_get([f"joined/{r}" for r in range(size)])]
 
 
-def _await(store: Store, size: int, what: str, rank: int, timeout_s: float, text: str = "yes") -> list[int]:
-    """Say something, and wait until all ranks have; return those that did not in time."""
-    store.set(f"{what}/{rank}", text)
+def _await(store: Store, size: int, what: str, timeout_s: float) -> list[int]:
+    """Wait until all ranks have said something; return those that did not in time."""
     deadline, absent = time.monotonic() + timeout_s, list(range(size))
-    while absent and time.monotonic() < deadline:
-        absent = [r for r in absent if not store.check([f"{what}/{r}"])]
-        time.sleep(0.02)
+    try:
+        while absent and time.monotonic() < deadline:
+            absent = [r for r in absent if not store.check([f"{what}/{r}"])]
+            time.sleep(0.02)
+    except RuntimeError:  # rank 0 came first and has given up on the same ranks, and with it went the store
+        pass
     return absent
 
 

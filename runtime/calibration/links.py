@@ -24,6 +24,8 @@ from runtime.group import Group
 GAP = 2.0
 """Pairs on one node are at least this much faster than pairs on two."""
 ROW_BYTES = 1024
+TELLING_S = 0.01
+"""Pairs are compared by messages that take one of them so long, or by the largest: shorter ones show only noise."""
 LONG_ENOUGH_S, LARGEST_BYTES = 0.08, 64_000_000
 """The largest exchange should take so long that a scheduler's tick (4 ms) does not matter; but within memory."""
 
@@ -89,7 +91,7 @@ def measure_links(group: Group, message_bytes: int, repetitions: int, say: Calla
         ValueError: ranks of a node are not consecutive.
     """
     say("which ranks are near each other")
-    nodes = find_nodes(group, message_bytes // 8, repetitions)
+    nodes = find_nodes(group, message_bytes, repetitions)
     node_R = np.repeat(np.arange(len(nodes)), nodes)
     everyone, near = Peers.everyone(), Peers.of_my_node(nodes)
     out_of_node, out_of_rank, inside = [], None, None
@@ -123,9 +125,15 @@ def find_nodes(group: Group, message_bytes: int, repetitions: int) -> tuple[int,
         ValueError: the fast pairs are not those of consecutive ranks.
     """
     seconds, everyone = np.full((group.size, group.size), np.inf), Peers.everyone()
+
+    def shortest(a: int, b: int, size: int) -> float:
+        return float(exchange_seconds(group, exchange(everyone, pair(group.size, a, b) * size), max(3, repetitions))[0])
+
+    size = message_bytes // 8
+    while group.size > 1 and size < message_bytes and shortest(0, 1, size) < TELLING_S:
+        size *= 2
     for a, b in combinations(range(group.size), 2):
-        action = exchange(everyone, pair(group.size, a, b) * message_bytes)
-        seconds[a, b] = seconds[b, a] = np.median(exchange_seconds(group, action, max(3, repetitions // 2)))
+        seconds[a, b] = seconds[b, a] = shortest(a, b, size)
     return nodes_of_pairs(seconds, group.ranks_per_node)
 
 
@@ -133,14 +141,15 @@ def nodes_of_pairs(seconds_RR: NDArray[np.float64], started: tuple[int, ...]) ->
     """Ranks of each node from the seconds every pair takes (inf on the diagonal).
 
     Args:
-        started: ranks of each host, as the launcher says; counts where no pair is GAP times faster than another.
+        started: ranks of each host, as the launcher says; counts where no gap between sorted times is GAP or more.
 
     Example: pairs (0, 1) and (2, 3) take 1 ms, all others 10 ms: nodes of 2 and 2 ranks.
     """
     times = np.sort(seconds_RR[np.isfinite(seconds_RR)])
-    if len(times) == 0 or times[-1] < GAP * times[0]:
+    gaps = [later / earlier for earlier, later in pairwise(times)]
+    if max(gaps, default=1.0) < GAP:
         return started
-    limit = times[int(np.argmax([later / earlier for earlier, later in pairwise(times)]))]
+    limit = times[int(np.argmax(gaps))]
     near = (seconds_RR <= limit) | np.eye(len(seconds_RR), dtype=bool)
     starts = [rank for rank in range(len(near)) if not near[rank, :rank].any()]
     nodes = np.diff([*starts, len(near)])

@@ -4,8 +4,9 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -37,21 +38,36 @@ needs_hosts = pytest.mark.skipif(
     reason="hosts of one machine need Linux, root and the commands ip, tc and mount",
 )
 LOOP = """
-import sys, time
-import torch, torch.distributed as dist
+import os, signal, sys, time
+from pathlib import Path
 from runtime import __main__ as command
+import torch, torch.distributed as dist
 
 def exchange_for_ever(group, name, overrides):
     counts = torch.ones(group.size, dtype=torch.int64)
-    print("running", group.rank, flush=True)
     for step in range(10_000):
         dist.all_to_all_single(torch.empty_like(counts), counts)
-        if step == 50 and group.rank == {killed}:
-            import os; os.kill(os.getpid(), 9)
+        if step == 20 and group.rank == RANK:
+            HAPPENS
         time.sleep(0.01)
 
 command._run = exchange_for_ever
 sys.exit(command.main(["loop", "timeout_s=4"]))
+"""
+GENERATE = """
+import os, sys
+from runtime import __main__ as command, generation
+
+decode, calls = generation.decode, []
+
+def decode_until_killed(*arguments):
+    calls.append(1)
+    if len(calls) == 3 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), 9)
+    return decode(*arguments)
+
+generation.decode = decode_until_killed
+sys.exit(command.main(sys.argv[1:]))
 """
 
 
@@ -111,42 +127,76 @@ def test_a_whole_run_writes_its_result(ranks, folder):
 # --- lost hosts ------------------------------------------------------------------------------------------------------
 
 
+def said_by(ended, rank):
+    """The only line of a rank of several hosts."""
+    (line,) = [line for line in ended.errors.splitlines() if line.startswith(f"grace-opt: rank {rank}: ")]
+    return line
+
+
 @needs_hosts
-@pytest.mark.parametrize("killed", [3, 1, 0])
-def test_a_rank_killed_in_the_middle_is_named_by_the_ranks_of_all_hosts(tmp_path, killed):
-    (tmp_path / "loop.py").write_text(LOOP.replace("{killed}", str(killed)))
+@pytest.mark.parametrize("lost", [3, 1, 0])
+def test_a_rank_killed_in_the_middle_is_named_by_the_ranks_of_all_hosts(tmp_path, lost):
+    program = tmp_path / "loop.py"
+    program.write_text(LOOP.replace("RANK", str(lost)).replace("HAPPENS", "os.kill(os.getpid(), signal.SIGKILL)"))
     with Hosts(2, "200mbit") as hosts:
-        ended = launch(hosts, [str(tmp_path / "loop.py")], 2, time_limit_s=40)
+        ended = launch(hosts, [str(program)], 2, time_limit_s=60)
     assert ended.exit_code == 128 + 9
-    assert f"rank {killed} on host {killed // 2} was ended by signal 9" in ended.reason
-    lines = [line for line in ended.errors.splitlines() if line.startswith("grace-opt: ")]
-    for rank in {0, 1, 2, 3} - {killed}:
-        (line,) = [line for line in lines if line.startswith(f"grace-opt: rank {rank}: ")]
-        assert re.search(rf"rank {killed} on \S+ (or its host )?is missing", line), line
-    assert "Traceback" not in ended.errors
+    assert f"rank {lost} on host {lost // 2} was ended by signal 9" in ended.reason
+    for rank in {0, 1, 2, 3} - {lost}:
+        assert re.search(rf"rank {lost} on \S+ (or its host )?is missing", said_by(ended, rank)), ended.errors
+    assert len(ended.errors.splitlines()) == 3
+
+
+@needs_hosts
+def test_a_stopped_rank_is_named_by_the_ranks_of_all_hosts(tmp_path):
+    program = tmp_path / "loop.py"
+    program.write_text(LOOP.replace("RANK", "1").replace("HAPPENS", "os.kill(os.getpid(), signal.SIGSTOP)"))
+    with Hosts(2, "200mbit") as hosts:
+        ended = launch(hosts, [str(program)], 2, time_limit_s=60)
+    assert ended.exit_code == 1
+    for rank in (0, 2, 3):
+        assert said_by(ended, rank).startswith(f"grace-opt: rank {rank}: rank 1 on 10.0.0.1 is missing"), ended.errors
+    assert len(ended.errors.splitlines()) == 3
 
 
 @needs_hosts
 def test_both_sides_of_a_cut_link_end_and_say_who_is_missing(tmp_path):
-    (tmp_path / "loop.py").write_text(LOOP.replace("{killed}", "-1"))
-    script = (
-        "import sys, threading\n"
-        "from runtime.hosts.network import Hosts\n"
-        "from runtime.hosts.torchrun import launch\n"
-        "with Hosts(2, '200mbit') as hosts:\n"
-        "    threading.Timer(8, lambda: hosts.cut(1)).start()\n"
-        f"    ended = launch(hosts, [{str(tmp_path / 'loop.py')!r}], 2, time_limit_s=60)\n"
-        "    sys.exit(ended.exit_code)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=80, cwd=ROOT)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("grace-opt: ")]
-    assert done.returncode not in (0, 124), done.stderr
+    program, here = tmp_path / "loop.py", tmp_path / "here"
+    program.write_text(LOOP.replace("RANK", "0").replace("HAPPENS", f"Path({str(here)!r}).touch()"))
+
+    def cut_when_all_are_at_work(hosts):
+        while not here.exists():
+            time.sleep(0.05)
+        hosts.cut(1)
+
+    with Hosts(2, "200mbit") as hosts:
+        threading.Thread(target=cut_when_all_are_at_work, args=(hosts,), daemon=True).start()
+        ended = launch(hosts, [str(program)], 2, time_limit_s=60)
+    assert (ended.exit_code, ended.reason) == (1, "")
     for rank in (0, 1):
-        (line,) = [line for line in lines if line.startswith(f"grace-opt: rank {rank}: ")]
-        assert "rank 2 on" in line and "rank 3 on" in line, line
+        assert "rank 2 on 10.0.0.2 and rank 3 on 10.0.0.2 are missing" in said_by(ended, rank)
     for rank in (2, 3):
-        (line,) = [line for line in lines if line.startswith(f"grace-opt: rank {rank}: ")]
-        assert "rank 0" in line, line
+        assert "rank 0 on 10.0.0.1 or its host is missing" in said_by(ended, rank)
+    assert len(ended.errors.splitlines()) == 4
+
+
+@needs_hosts
+def test_bad_input_on_several_hosts_is_one_line_without_a_word_of_the_launcher(tmp_path):
+    with Hosts(2, "200mbit") as hosts:
+        ended = launch(hosts, ["-m", "runtime", "generate", f"plan={tmp_path}/none"], 2, time_limit_s=60)
+    assert (ended.exit_code, ended.reason, ended.output) == (2, "", "")
+    assert ended.errors.startswith(f"grace-opt: plan file {tmp_path}/none does not exist: give plan=FILE")
+    assert ended.errors.count("\n") == 1
+
+
+def test_a_rank_killed_while_it_generates_is_named_and_nothing_is_written(ranks, folder):
+    (folder / "generate.py").write_text(GENERATE)
+    arguments = [str(folder / "generate.py"), *generate(folder, repetitions=100)[2:]]
+    ended = ranks.start(arguments, 2).ended(within_s=60)
+    assert [code for code, _ in ended] == [1, -9] and ended[1][1] == []
+    (line,) = ended[0][1]
+    assert line.startswith("grace-opt: rank 0: rank 1 on 127.0.0.1 is missing")
+    assert not (folder / "out").exists()
 
 
 # --- ranks that do not fit each other --------------------------------------------------------------------------------
@@ -157,14 +207,8 @@ def test_ranks_with_different_plans_refuse(ranks, folder):
     flipped = Placement(other.placement.slots[:, ::-1], other.num_experts)
     (folder / "other").mkdir()
     write_plan(folder / "other" / "plan.json", Plan(other.model, other.layer_ids, (2,), flipped, other.routing))
-    os.symlink(folder / "plan.json", folder / "link.json")
-    arguments = generate(folder, plan="$PLAN")
-    code = (
-        "import os, sys; from runtime.__main__ import main; os.chdir(os.environ['PLACE']); sys.exit(main(sys.argv[1:]))"
-    )
-    arguments = ["-c", code, *arguments[2:]]
-    arguments = [argument.replace("$PLAN", "plan.json") for argument in arguments]
-    places = {0: {"PLACE": str(folder)}, 1: {"PLACE": str(folder / "other")}}
+    arguments = generate(folder, plan="plan.json")
+    places = {0: {"FOLDER": str(folder)}, 1: {"FOLDER": str(folder / "other")}}
     line = one_line(ranks.start(arguments, 2, of_rank=places).ended(within_s=60))
     assert re.fullmatch(
         r"grace-opt: rank 1 has another plan than rank 0 \(.* against .*\): give all .* same plan", line
@@ -177,11 +221,8 @@ def test_ranks_with_different_weights_refuse(ranks, folder, checkpoint):
     changed = bytearray(checkpoint.read_bytes())
     changed[-1] ^= 1
     (folder / "other" / "model.safetensors").write_bytes(changed)
-    code = (
-        "import os, sys; from runtime.__main__ import main; os.chdir(os.environ['PLACE']); sys.exit(main(sys.argv[1:]))"
-    )
-    arguments = ["-c", code, *generate(folder, checkpoint="model.safetensors")[2:]]
-    places = {0: {"PLACE": str(folder)}, 1: {"PLACE": str(folder / "other")}}
+    arguments = generate(folder, checkpoint="model.safetensors")
+    places = {0: {"FOLDER": str(folder)}, 1: {"FOLDER": str(folder / "other")}}
     line = one_line(ranks.start(arguments, 2, of_rank=places).ended(within_s=60))
     assert line.startswith("grace-opt: rank 1 has another weights than rank 0 (sha256:")
 
@@ -192,7 +233,9 @@ def test_ranks_with_different_code_refuse(ranks, folder):
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__", "results"))
     with (copy / "simulator" / "network.py").open("a") as file:
         file.write("# another version\n")
-    line = one_line(ranks.start(generate(folder), 2, of_rank={1: {"PYTHONPATH": str(copy)}}).ended(within_s=60))
+    line = one_line(
+        ranks.start(generate(folder), 2, of_rank={1: {"FOLDER": str(copy), "PYTHONPATH": str(copy)}}).ended(within_s=60)
+    )
     assert line.startswith("grace-opt: rank 1 has another code version than rank 0 (sha256:")
 
 
@@ -236,9 +279,23 @@ BAD = {
     "no_checkpoint": (lambda folder: (folder / "model.safetensors").unlink(), {}, r"model.safetensors does not exist"),
     "truncated_checkpoint": (truncate, {}, r"model.safetensors\S* .*(truncated|incomplete|damaged)"),
     "unknown_option": (lambda folder: None, {"btach": 3}, r"unknown option 'btach'; did you mean batch\?"),
+    "no_time": (lambda folder: None, {"timeout_s": 0}, r"timeout_s must be .* got 0"),
     "no_number": (lambda folder: None, {"timeout_s": "soon"}, r"timeout_s must be .*got 'soon'"),
     "no_scheme": (lambda folder: None, {"scheme": "fast"}, r"scheme must be one of pairs, flat, hierarchical"),
 }
+
+
+def test_an_unknown_command_is_one_line(ranks):
+    line = one_line(ranks.start(["-m", "runtime", "generat"], 2).ended(within_s=60))
+    assert line == "grace-opt: command generat does not exist; did you mean generate?"
+
+
+def test_a_checkpoint_missing_on_one_host_ends_all(ranks, folder):
+    (folder / "other").mkdir()
+    places = {0: {"FOLDER": str(folder)}, 1: {"FOLDER": str(folder / "other")}}
+    arguments = generate(folder, checkpoint="model.safetensors")
+    line = one_line(ranks.start(arguments, 2, of_rank=places).ended(within_s=30))
+    assert "model.safetensors does not exist" in line
 
 
 @pytest.mark.parametrize("case", BAD)
