@@ -34,6 +34,12 @@ from grace_opt.trace import Trace
 SCHEMES = ("pairs", "flat", "hierarchical", "hierarchical_padded")
 
 
+def require_scheme(scheme: str) -> None:
+    """Raise ValueError unless there is such a scheme."""
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
+
+
 @dataclass(frozen=True, eq=False)
 class Traffic:
     """Counts of one plan on one trace, per layer and batch. A batch is what all ranks process together.
@@ -81,8 +87,7 @@ class Traffic:
 
     def stages(self, scheme: str) -> tuple[NDArray[np.int64], ...]:
         """Rows rank to rank [L, B, R, R] of each stage of dispatch; on the diagonal those that stay where they are."""
-        if scheme not in SCHEMES:
-            raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
+        require_scheme(scheme)
         if not scheme.startswith("hierarchical"):
             return (self.pair_rows if scheme == "pairs" else self.rank_visits,)
         across, inside = np.zeros_like(self.rank_visits), np.zeros_like(self.rank_visits)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from grace_opt.plan import Plan
+from grace_opt.traffic import require_scheme
 from runtime.dispatcher import Dispatched, Dispatcher, Flat, Hierarchical, Layout, Pairs, combine
 from runtime.experts import GroupedExperts
 from runtime.kernels import NOT_HERE
@@ -62,8 +63,7 @@ class MoELayer:
         """
         if plan.num_ranks != dist.get_world_size():
             raise ValueError(f"plan is for {plan.num_ranks} ranks, but {dist.get_world_size()} processes run it")
-        if scheme not in DISPATCHERS:
-            raise ValueError(f"scheme must be one of {', '.join(DISPATCHERS)}, got {scheme!r}")
+        require_scheme(scheme)
         me, device = dist.get_rank(), experts.gate.device
         held = int(plan.placement.slots_used[layer, me])
         if len(experts.gate) != held:

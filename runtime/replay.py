@@ -24,7 +24,7 @@ from grace_opt.plan import Plan
 from grace_opt.plan_file import plan_from_text, plan_to_text
 from grace_opt.problem import Problem
 from grace_opt.trace import Trace
-from grace_opt.traffic import SCHEMES, batch_segments
+from grace_opt.traffic import batch_segments, require_scheme
 from runtime.group import Group, current_group
 from runtime.layer import MoELayer
 from runtime.measurement import PHASES, Measurement, layer_time, of_all_ranks, require_ranks
@@ -33,6 +33,8 @@ from runtime.reference import Experts, moe_layer
 from runtime.stopwatch import Stopwatch
 
 CHECKED_TOKENS = 4
+Tokens = tuple[Tensor, Tensor, Tensor]
+"""Hidden states [T, D], gate weights [T, K] and expert ids [T, K] of a batch on this rank."""
 DTYPES = {2.0: torch.bfloat16, 4.0: torch.float32}
 
 
@@ -74,8 +76,7 @@ class MeasuredCluster:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.scheme not in SCHEMES:
-            raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {self.scheme!r}")
+        require_scheme(self.scheme)
         if self.repetitions < 1 or self.warmup < 0:
             raise ValueError(
                 f"repetitions must be at least 1 and warmup at least 0, got {self.repetitions} and {self.warmup}"
@@ -138,9 +139,10 @@ def run(group: Group, work: Work, ids_LTK: Tensor) -> NDArray[np.float64]:
         slots = plan.placement.slots[index, group.rank]
         weights = make_experts(model, work.seed, index, slots[slots != EMPTY].tolist(), group.device)
         layer = MoELayer.of_plan(plan, index, work.scheme, weights)
-        for batch, ids in enumerate(torch.split(ids_TK, sizes)):
-            taken[index, batch] = _measure(group, work, layer, ids.to(group.device), barrier_s)
-            _check(group, work, layer, index, ids.to(group.device))
+        for batch, ids in enumerate(torch.split(ids_TK.to(group.device), sizes)):
+            tokens = (*_inputs(group, work, model, len(ids)), ids)
+            taken[index, batch] = _measure(group, work, layer, tokens, barrier_s)
+            _check(group, work, layer, index, tokens)
     return of_all_ranks(group, taken).numpy()
 
 
@@ -155,9 +157,9 @@ def make_experts(model: MoEModel, seed: int, layer: int, experts: list[int], dev
     return Experts(*parts)
 
 
-def _measure(group: Group, work: Work, layer: MoELayer, ids: Tensor, barrier_s: float) -> Tensor:
+def _measure(group: Group, work: Work, layer: MoELayer, tokens: Tokens, barrier_s: float) -> Tensor:
     """[repetitions, phases + 1] seconds of one batch: of every phase, and what this rank was busy with experts."""
-    x, weights = _inputs(group, work, ids)
+    x, weights, ids = tokens
     for _ in range(work.warmup):
         layer(x, ids, weights)
     watch = Stopwatch(group.barrier, group.device, barrier_s)
@@ -168,13 +170,13 @@ def _measure(group: Group, work: Work, layer: MoELayer, ids: Tensor, barrier_s: 
     return torch.tensor(columns, dtype=torch.float64).T
 
 
-def _check(group: Group, work: Work, layer: MoELayer, index: int, ids: Tensor) -> None:
+def _check(group: Group, work: Work, layer: MoELayer, index: int, tokens: Tokens) -> None:
     """Compare the first tokens with the reference on one device.
 
     Rounding to the rows' type happens on the serving rank, the node's proxy and at home, and to the experts' inner
     products: a few units of the largest magnitude. 32 leave room; a wrong expert or weight is off by 100 times that.
     """
-    x, weights = _inputs(group, work, ids)
+    x, weights, ids = tokens
     actual = layer(x, ids, weights)[:CHECKED_TOKENS].float()
     if not len(ids):
         return
@@ -191,12 +193,11 @@ def _check(group: Group, work: Work, layer: MoELayer, index: int, ids: Tensor) -
         )
 
 
-def _inputs(group: Group, work: Work, ids: Tensor) -> tuple[Tensor, Tensor]:
+def _inputs(group: Group, work: Work, model: MoEModel, tokens: int) -> tuple[Tensor, Tensor]:
     """Hidden states [T, D] and gate weights [T, K] of this rank."""
-    model = MoEModel(**work.model)
     random = _generator(group.device, work.seed, group.rank)
-    x = torch.randn(len(ids), model.hidden_size, generator=random, device=group.device)
-    weights = torch.rand(len(ids), model.top_k, generator=random, device=group.device)
+    x = torch.randn(tokens, model.hidden_size, generator=random, device=group.device)
+    weights = torch.rand(tokens, model.top_k, generator=random, device=group.device)
     return x.to(DTYPES[model.bytes_per_value]), weights / weights.sum(1, keepdim=True)
 
 

@@ -11,7 +11,7 @@ from grace_opt.plan import Plan
 from grace_opt.plan_file import plan_to_text
 from grace_opt.problem import Problem
 from grace_opt.trace import Trace
-from grace_opt.traffic import SCHEMES
+from grace_opt.traffic import require_scheme
 from runtime.engine import MODEL
 from runtime.generation import Passes, Task, run, totals
 from runtime.group import Group, current_group
@@ -42,8 +42,7 @@ class SampleModel:
     repetitions: int = 5
 
     def __post_init__(self) -> None:
-        if self.scheme not in SCHEMES:
-            raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {self.scheme!r}")
+        require_scheme(self.scheme)
         if self.phase not in ("prefill", "decode"):
             raise ValueError(f"measured.phase must be prefill or decode, got {self.phase!r}")
         if min(self.length, self.steps, self.repetitions) < 1:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from grace_opt.cost import LayerTime
 from grace_opt.plan import Plan
 from grace_opt.problem import Problem
-from grace_opt.traffic import SCHEMES, Traffic, traffic
+from grace_opt.traffic import Traffic, require_scheme, traffic
 from simulator.compute import expert_seconds, phase_end
 from simulator.network import phase_seconds
 
@@ -27,8 +27,7 @@ class SimulatedCluster:
     choice_bytes: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.scheme not in SCHEMES:
-            raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {self.scheme!r}")
+        require_scheme(self.scheme)
         if self.tokens_per_rank is not None and self.tokens_per_rank < 1:
             raise ValueError(f"tokens_per_rank must be at least 1, got {self.tokens_per_rank}")
         if not 0 <= self.choice_bytes < math.inf:

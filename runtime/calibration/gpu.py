@@ -9,7 +9,9 @@ copied by all ranks at once, as they are in a layer.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from runtime.calibration.timing import seconds_of
 from runtime.exchange import Peers, Stage
 from runtime.experts import GroupedExperts
 from runtime.group import Group
+from runtime.kernels import NOT_HERE
 from runtime.replay import DTYPES, make_experts
 
 TILES = (1, 16, 32, 64, 128)
@@ -103,23 +106,14 @@ def fit_experts(points: list[tuple[int, int, float]]) -> tuple[float, float, flo
     return launch, load, token, best[2], best[3]
 
 
-def _experts(group: Group, model: MoEModel, active: int, tokens: int) -> "_Call":
+def _experts(group: Group, model: MoEModel, active: int, tokens: int) -> Callable[[], object]:
     """One computation of `active` experts with so many tokens each; no token has two of them, as in most rows."""
     device, dtype = group.device, DTYPES[model.bytes_per_value]
     experts = GroupedExperts(make_experts(model, 0, 0, list(range(active)), device))
     rows = torch.randn(active * tokens, model.hidden_size, device=device).to(dtype)
-    slot = torch.full((len(rows), model.top_k), -1, device=device)
+    slot = torch.full((len(rows), model.top_k), NOT_HERE, device=device)
     slot[:, 0] = torch.arange(len(rows), device=device) % active
-    return _Call(experts, (rows, slot, torch.ones(slot.shape, device=device)))
-
-
-@dataclass(frozen=True)
-class _Call:
-    experts: GroupedExperts
-    arguments: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-    def __call__(self) -> object:
-        return self.experts(*self.arguments)
+    return partial(experts, rows, slot, torch.ones(slot.shape, device=device))
 
 
 def _nothing() -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from runtime.calibration.timing import exchange_seconds
 from runtime.exchange import Peers, Transfer
-from runtime.group import Group
+from runtime.group import Group, current_group
 
 GAP = 2.0
 """Pairs on one node are at least this much faster than pairs on two."""
@@ -204,7 +204,7 @@ def exchange(peers: Peers, bytes_RR: NDArray[np.float64]) -> Callable[[], object
     me, ranks = peers.ranks[peers.me], list(peers.ranks)
     rows_RR = np.ceil(bytes_RR / ROW_BYTES).astype(int)
     sent, received = tuple(rows_RR[me, ranks].tolist()), tuple(rows_RR[ranks, me].tolist())
-    device = "cuda" if dist.get_backend() == "nccl" or torch.cuda.is_available() else "cpu"
+    device = current_group().device
     rows = torch.ones(sum(sent), ROW_BYTES // 4, device=device)
     counts = torch.tensor([sent, sent], device=device).T.contiguous()
 
