@@ -11,36 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-
-@dataclass(frozen=True)
-class GPU:
-    """What one rank computes with. Speeds are sustained, not peak.
-
-    Attributes:
-        flops_per_s: matrix-product throughput for the experts' data type.
-        memory_bytes_per_s: bandwidth at which expert weights are read.
-        memory_bytes: device memory.
-        launch_s: fixed cost of one grouped expert computation.
-        tile_tokens: an expert's tokens are computed in tiles of this many rows.
-        copy_bytes_per_s: rate at which rows are put in the order of their destinations, and summed when they return
-            (bytes of the rows, once); infinite if that is not to be counted.
-    """
-
-    name: str
-    flops_per_s: float
-    memory_bytes_per_s: float
-    memory_bytes: float
-    launch_s: float = 0.0
-    tile_tokens: int = 1
-    copy_bytes_per_s: float = math.inf
-
-    def __post_init__(self) -> None:
-        for field in ("flops_per_s", "memory_bytes_per_s", "memory_bytes", "tile_tokens"):
-            require_positive(f"gpu {self.name}: {field}", getattr(self, field))
-        if not self.copy_bytes_per_s > 0:
-            raise ValueError(f"gpu {self.name}: copy_bytes_per_s must be positive, got {self.copy_bytes_per_s}")
-        if not 0 <= self.launch_s < math.inf:
-            raise ValueError(f"gpu {self.name}: launch_s must be a time in seconds, got {self.launch_s}")
+from grace_opt.gpu import GPU, require_positive
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +30,7 @@ class Topology:
         contention: by how much an exchange that keeps all links of a kind equally busy takes longer than one alone.
         processor_of_rank: int64 [R], the processor a rank computes on; None if each has one of its own (its GPU).
         cores: float64 [processors], how many ranks can compute on each at full speed at once; None for 1.
+        assumed: which of its figures no measurement supports; shown beside every prediction. "" if none.
 
     Example: two nodes of two GPUs behind a switch each; cross-node routes share their node's link to the spine::
 
@@ -76,6 +48,7 @@ class Topology:
     contention: float = 0.0
     processor_of_rank: NDArray[np.int64] | None = None
     cores: NDArray[np.float64] | None = None
+    assumed: str = ""
 
     def __post_init__(self) -> None:
         nodes = np.asarray(self.node_of_rank, np.int64)
@@ -133,7 +106,7 @@ class Topology:
         return np.array([gpu.memory_bytes for gpu in self.gpus])
 
     @classmethod
-    def from_graph(cls, name: str, graph: nx.Graph, contention: float = 0.0) -> "Topology":
+    def from_graph(cls, name: str, graph: nx.Graph, contention: float = 0.0, assumed: str = "") -> "Topology":
         """From a graph of GPUs and switches whose edges are full-duplex links.
 
         Vertices that are GPUs have attributes `gpu` (a GPU), `node` (a number) and perhaps `processor` (the name of one
@@ -182,6 +155,7 @@ class Topology:
             contention,
             np.array([processors.index(name) for name in names]),
             np.array([cores[name] for name in processors], np.float64),
+            assumed,
         )
 
     @classmethod
@@ -196,6 +170,7 @@ class Topology:
         inter_bytes_per_s: float = math.inf,
         inter_latency_s: float = 0.0,
         nic_of: str = "rank",
+        assumed: str = "",
     ) -> "Topology":
         """Equal nodes: a switch joins the GPUs of a node; one non-blocking fabric joins the nodes.
 
@@ -203,6 +178,7 @@ class Topology:
             intra_bytes_per_s, intra_latency_s: per GPU and direction inside a node, and latency of such a transfer.
             inter_bytes_per_s, inter_latency_s: per network card and direction, and latency between two nodes.
             nic_of: "rank" (a network card per GPU) or "node" (one card that the node's GPUs share).
+            assumed: see Topology.
         """
         if num_nodes < 1 or ranks_per_node < 1:
             raise ValueError(f"topology {name} needs at least one node and one rank per node")
@@ -228,7 +204,7 @@ class Topology:
                     graph.add_edge(vertex, "fabric", **outer)
             if num_nodes > 1 and nic_of == "node":
                 graph.add_edge(f"node{node}.switch", "fabric", **outer)
-        return cls.from_graph(name, graph)
+        return cls.from_graph(name, graph, assumed=assumed)
 
 
 def proxy_ranks(ranks_per_node: Sequence[int]) -> NDArray[np.int64]:
@@ -240,12 +216,6 @@ def proxy_ranks(ranks_per_node: Sequence[int]) -> NDArray[np.int64]:
     first = np.cumsum(sizes) - sizes
     local = np.concatenate([np.arange(size) for size in sizes])
     return np.asarray(first[None, :] + local[:, None] % sizes[None, :], np.int64)
-
-
-def require_positive(what: str, value: float) -> None:
-    """Raise ValueError unless the value is a positive finite number."""
-    if not (isinstance(value, int | float) and 0 < value < math.inf):
-        raise ValueError(f"{what} must be a positive finite number, got {value}")
 
 
 def _directed_links(name: str, graph: nx.Graph) -> list[tuple[Hashable, Hashable]]:

@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from grace_opt.topology import GPU, Topology
+from grace_opt.gpu import GPU
+from grace_opt.topology import Topology
 
 FORMAT, VERSION = "grace-topology", 1
 

@@ -8,6 +8,8 @@ A *row* is one token's hidden state. With home rank h of a token, its K chosen c
                    number on n; stage 2: one row p(h, n) -> r for every distinct rank r of node n (h's own node
                    included, p(h, n) = h there) other than p(h, n)
 
+    low_latency    the rows of `pairs`, as DeepEP's low-latency kernels send them; only predicted, never executed here
+
     hierarchical_padded   the same, but every transfer of stage 1 is filled up with zeros to the largest of its batch
                    (GRACE-MoE section 3)
 
@@ -18,6 +20,7 @@ Example: 2 nodes x 2 ranks, expert e on rank e, a token at home on rank 0 that c
 `flat` send rows 0->1, 0->2, 0->3; `hierarchical` sends 0->2 across, then 0->1 and 2->3 inside the nodes.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -32,12 +35,14 @@ from grace_opt.topology import proxy_ranks
 from grace_opt.trace import Trace
 
 SCHEMES = ("pairs", "flat", "hierarchical", "hierarchical_padded")
+PREDICTED_SCHEMES = (*SCHEMES, "low_latency")
+"""Those the runtime executes, and one that is only predicted."""
 
 
-def require_scheme(scheme: str) -> None:
+def require_scheme(scheme: str, known: Sequence[str] = SCHEMES) -> None:
     """Raise ValueError unless there is such a scheme."""
-    if scheme not in SCHEMES:
-        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
+    if scheme not in known:
+        raise ValueError(f"scheme must be one of {', '.join(known)}, got {scheme!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +92,9 @@ class Traffic:
 
     def stages(self, scheme: str) -> tuple[NDArray[np.int64], ...]:
         """Rows rank to rank [L, B, R, R] of each stage of dispatch; on the diagonal those that stay where they are."""
-        require_scheme(scheme)
+        require_scheme(scheme, PREDICTED_SCHEMES)
         if not scheme.startswith("hierarchical"):
-            return (self.pair_rows if scheme == "pairs" else self.rank_visits,)
+            return (self.rank_visits if scheme == "flat" else self.pair_rows,)
         across, inside = np.zeros_like(self.rank_visits), np.zeros_like(self.rank_visits)
         proxy_RN = proxy_ranks(self.ranks_per_node)
         ranks = np.arange(len(proxy_RN))

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from grace_opt.gpu import GPU
 from grace_opt.model import MoEModel
 from grace_opt.placement import EMPTY, Placement
 from grace_opt.plan import Plan
 from grace_opt.problem import Problem
 from grace_opt.routing import POLICIES, Routing
-from grace_opt.topology import GPU, Topology
+from grace_opt.topology import Topology
 from grace_opt.trace import Trace
 
 settings.register_profile("grace", deadline=None, max_examples=80)  # time decides no test: the first call compiles

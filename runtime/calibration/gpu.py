@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from grace_opt.gpu import GPU
 from grace_opt.model import MoEModel
-from grace_opt.topology import GPU
 from runtime.calibration.timing import seconds_of
 from runtime.exchange import Peers, Stage
 from runtime.experts import GroupedExperts

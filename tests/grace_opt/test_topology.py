@@ -9,7 +9,8 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from grace_opt.topology import GPU, Topology, proxy_ranks
+from grace_opt.gpu import GPU
+from grace_opt.topology import Topology, proxy_ranks
 
 LINK = {"bytes_per_s": 100.0, "latency_s": 0.01}
 

@@ -221,7 +221,8 @@ def test_a_trace_that_does_not_fit_the_plan_is_refused(
 
 def test_an_unknown_scheme_is_refused(make_trace: Callable[..., Trace], make_plan: Callable[..., Plan]) -> None:
     with pytest.raises(
-        ValueError, match="scheme must be one of pairs, flat, hierarchical, hierarchical_padded, got 'broadcast'"
+        ValueError,
+        match="scheme must be one of pairs, flat, hierarchical, hierarchical_padded, low_latency, got 'broadcast'",
     ):
         traffic(make_trace([[[0]]], homes=[0]), make_plan(ONE_EACH)).dispatch("broadcast")
 

@@ -6,7 +6,7 @@ import yaml
 
 pytest.importorskip("torch")
 
-from grace_opt.topology import GPU
+from grace_opt.gpu import GPU
 from grace_opt.topology_file import read_topology
 from runtime.calibration.command import describe
 from runtime.calibration.gpu import ACTIVE, TOKENS, Computing, fit_experts

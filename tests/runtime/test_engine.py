@@ -16,6 +16,7 @@ import torch.multiprocessing as multiprocessing
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from grace_opt.gpu import GPU
 from grace_opt.homes import Random
 from grace_opt.model import MoEModel
 from grace_opt.placement import Placement
@@ -25,7 +26,7 @@ from grace_opt.planners.grace import Grace
 from grace_opt.planners.linear import Linear
 from grace_opt.problem import Problem
 from grace_opt.routing import Routing
-from grace_opt.topology import GPU, Topology
+from grace_opt.topology import Topology
 from grace_opt.trace import Trace
 from runtime.engine import Engine, check_plan, decode, generate, prefill
 from runtime.layer import DISPATCHERS

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+from grace_opt.gpu import GPU
 from grace_opt.homes import Random
 from grace_opt.model import MoEModel
 from grace_opt.planners.eplb import Eplb
@@ -19,7 +20,7 @@ from grace_opt.planners.grace import Grace
 from grace_opt.planners.linear import Linear
 from grace_opt.planners.occult import Occult
 from grace_opt.problem import Problem
-from grace_opt.topology import GPU, Topology
+from grace_opt.topology import Topology
 from grace_opt.trace import Trace
 from grace_opt.traffic import SCHEMES, traffic
 from runtime.layer import MoELayer

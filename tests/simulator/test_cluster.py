@@ -108,7 +108,7 @@ def test_choices_travel_with_dispatched_rows_one_a_pair_or_all_of_a_token(
     [
         (
             {"scheme": "broadcast"},
-            "scheme must be one of pairs, flat, hierarchical, hierarchical_padded, got 'broadcast'",
+            "scheme must be one of pairs, flat, hierarchical, hierarchical_padded, low_latency, got 'broadcast'",
         ),
         ({"tokens_per_rank": 0}, "tokens_per_rank must be at least 1, got 0"),
         ({"choice_bytes": -1}, "choice_bytes must be a number of bytes, got -1"),

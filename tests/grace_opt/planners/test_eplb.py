@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grace_opt.gpu import GPU
 from grace_opt.model import MoEModel
 from grace_opt.planners.eplb import Eplb, rebalance
 from grace_opt.problem import Problem
-from grace_opt.topology import GPU, Topology
+from grace_opt.topology import Topology
 from grace_opt.trace import Trace
 
 TINY = GPU("tiny", flops_per_s=1e12, memory_bytes_per_s=1e12, memory_bytes=1e9)

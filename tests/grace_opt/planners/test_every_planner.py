@@ -7,11 +7,12 @@ import pytest
 
 from grace_opt.bounds.combinatorial import busiest_rank_load, cross_node_rows
 from grace_opt.configuration import build, groups, read_configuration
+from grace_opt.gpu import GPU
 from grace_opt.homes import Balanced
 from grace_opt.model import MoEModel
 from grace_opt.plan_file import digest, read_plan, write_plan
 from grace_opt.problem import Problem
-from grace_opt.topology import GPU, Topology
+from grace_opt.topology import Topology
 from grace_opt.trace import Trace
 from grace_opt.traffic import traffic
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grace_opt.gpu import GPU
 from grace_opt.homes import Balanced
 from grace_opt.model import MoEModel
 from grace_opt.plan_file import read_plan, write_plan
@@ -15,7 +16,7 @@ from grace_opt.planners.grace import RATIOS, Grace
 from grace_opt.planners.linear import Linear
 from grace_opt.problem import Problem
 from grace_opt.split import Alternate
-from grace_opt.topology import GPU, Topology
+from grace_opt.topology import Topology
 from grace_opt.trace import Trace
 from grace_opt.trace_file import read_trace
 from grace_opt.traffic import traffic

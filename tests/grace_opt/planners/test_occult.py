@@ -4,10 +4,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grace_opt.gpu import GPU
 from grace_opt.model import MoEModel
 from grace_opt.planners.occult import Occult, grow_groups
 from grace_opt.problem import Problem
-from grace_opt.topology import GPU, Topology
+from grace_opt.topology import Topology
 from grace_opt.trace import Trace
 
 TINY = GPU("tiny", flops_per_s=1e12, memory_bytes_per_s=1e12, memory_bytes=1e9)

@@ -1,0 +1,62 @@
+"""What one rank computes with: speeds of a device, for each type of expert weights it was measured with."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+SPEEDS = ("flops_per_s", "memory_bytes_per_s", "launch_s", "tile_tokens")
+
+
+@dataclass(frozen=True)
+class GPU:
+    """What one rank computes with. Speeds are sustained, not peak.
+
+    Attributes:
+        flops_per_s: matrix-product throughput for the experts' data type.
+        memory_bytes_per_s: bandwidth at which expert weights are read.
+        memory_bytes: device memory.
+        launch_s: fixed cost of one grouped expert computation.
+        tile_tokens: an expert's tokens are computed in tiles of this many rows.
+        copy_bytes_per_s: rate at which rows are put in the order of their destinations, and summed when they return
+            (bytes of the rows, once); infinite if that is not to be counted.
+        weight_types: for types of expert weights other than bf16 (`fp8`, `mxfp4`, ...), the SPEEDS that differ.
+    """
+
+    name: str
+    flops_per_s: float
+    memory_bytes_per_s: float
+    memory_bytes: float
+    launch_s: float = 0.0
+    tile_tokens: int = 1
+    copy_bytes_per_s: float = math.inf
+    weight_types: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("flops_per_s", "memory_bytes_per_s", "memory_bytes", "tile_tokens"):
+            require_positive(f"gpu {self.name}: {name}", getattr(self, name))
+        if not self.copy_bytes_per_s > 0:
+            raise ValueError(f"gpu {self.name}: copy_bytes_per_s must be positive, got {self.copy_bytes_per_s}")
+        if not 0 <= self.launch_s < math.inf:
+            raise ValueError(f"gpu {self.name}: launch_s must be a time in seconds, got {self.launch_s}")
+        for weight_type, speeds in self.weight_types.items():
+            unknown = sorted(set(speeds) - set(SPEEDS))
+            if unknown:
+                raise ValueError(
+                    f"gpu {self.name}: weight_types.{weight_type}.{unknown[0]} is none of {', '.join(SPEEDS)}"
+                )
+            self.for_weights(weight_type)  # checks the figures
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.flops_per_s, self.memory_bytes_per_s, self.memory_bytes))
+
+    def for_weights(self, weight_type: str) -> "GPU":
+        """This device with its speeds for a type of weights; unchanged where it knows none for that type."""
+        speeds: dict[str, Any] = dict(self.weight_types.get(weight_type, {}))
+        return replace(self, weight_types={}, **speeds)
+
+
+def require_positive(what: str, value: float) -> None:
+    """Raise ValueError unless the value is a positive finite number."""
+    if not (isinstance(value, int | float) and 0 < value < math.inf):
+        raise ValueError(f"{what} must be a positive finite number, got {value}")
