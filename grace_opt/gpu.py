@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-SPEEDS = ("flops_per_s", "memory_bytes_per_s", "launch_s", "tile_tokens")
+SPEEDS = ("flops_per_s", "memory_bytes_per_s", "launch_s", "tile_tokens", "row_s", "least_s", "overlap")
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,15 @@ class GPU:
         memory_bytes: device memory.
         launch_s: fixed cost of one grouped expert computation.
         tile_tokens: an expert's tokens are computed in tiles of this many rows.
+        row_s: time of what surrounds the matrix products of an expert (permuting, quantising, activation), per row.
+        least_s: least time of one grouped expert computation, where the host starts its kernels one by one.
+        overlap: exponent p with which loading and computing of an expert add up, (load^p + compute^p)^(1/p); infinite
+            if the longer of both hides the other wholly.
         copy_bytes_per_s: rate at which rows are put in the order of their destinations, and summed when they return
             (bytes of the rows, once); infinite if that is not to be counted.
-        weight_types: for types of expert weights other than bf16 (`fp8`, `mxfp4`, ...), the SPEEDS that differ.
+        weight_types: for types of expert weights other than bf16 (`fp8`, `mxfp4`, ...), the SPEEDS that differ. Kernels
+            of their own for prefill are a type of their own (`fp8_prefill`).
+        assumed: which of its figures no measurement supports; shown beside every prediction. "" if none.
     """
 
     name: str
@@ -31,14 +37,21 @@ class GPU:
     tile_tokens: int = 1
     copy_bytes_per_s: float = math.inf
     weight_types: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    row_s: float = 0.0
+    least_s: float = 0.0
+    overlap: float = math.inf
+    assumed: str = ""
 
     def __post_init__(self) -> None:
         for name in ("flops_per_s", "memory_bytes_per_s", "memory_bytes", "tile_tokens"):
             require_positive(f"gpu {self.name}: {name}", getattr(self, name))
+        if not self.overlap >= 1:
+            raise ValueError(f"gpu {self.name}: overlap must be at least 1, got {self.overlap}")
         if not self.copy_bytes_per_s > 0:
             raise ValueError(f"gpu {self.name}: copy_bytes_per_s must be positive, got {self.copy_bytes_per_s}")
-        if not 0 <= self.launch_s < math.inf:
-            raise ValueError(f"gpu {self.name}: launch_s must be a time in seconds, got {self.launch_s}")
+        for name in ("launch_s", "row_s", "least_s"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"gpu {self.name}: {name} must be a time in seconds, got {getattr(self, name)}")
         for weight_type, speeds in self.weight_types.items():
             unknown = sorted(set(speeds) - set(SPEEDS))
             if unknown:

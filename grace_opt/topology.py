@@ -58,6 +58,9 @@ class Topology:
             raise ValueError(f"topology {self.name}: ranks of a node must be consecutive and nodes numbered 0, 1, ...")
         if not 0 <= self.contention < math.inf:
             raise ValueError(f"topology {self.name}: contention must not be negative, got {self.contention}")
+        words = [f"{gpu.name}: {gpu.assumed}" for gpu in dict.fromkeys(self.gpus) if gpu.assumed]
+        new = [word for word in words if word not in self.assumed]
+        object.__setattr__(self, "assumed", "; ".join(filter(None, [self.assumed, *new])))
         if self.link_burst_bytes is None:
             object.__setattr__(self, "link_burst_bytes", np.zeros(len(self.link_names)))
         links = (len(self.link_names),)

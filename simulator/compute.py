@@ -1,16 +1,32 @@
 """Tokens per physical expert to seconds: a roofline with a floor for loading the weights of every active expert.
 
-A rank takes  launch + sum over its active experts of max(expert_bytes / memory bandwidth, tiles * tile_flops / flops),
-tiles = ceil(tokens / tile). In decode the floor decides, so active experts count; in prefill tokens do.
+A rank takes
+
+    max(least, launch + sum over its active experts of (load^p + compute^p)^(1/p) + row * rows)
+
+    load     expert_bytes / memory bandwidth
+    compute  tiles * tile_flops / flops,  tiles = ceil(tokens / tile)
+    row      what surrounds the matrix products: permuting, quantising, activation
+    least    what the host needs to start the kernels, where it starts them one by one
+    p        how well loading and computing of an expert overlap where both take as long; infinite: wholly
+
+In decode loading decides, so active experts count; in prefill tokens do. The constants are those of a GPU and a type of
+weights (`grace_opt.gpu`), fitted on evenly loaded experts (`simulator.calibration.experts`).
 
 Ranks that share a processor of c cores end together after  max(longest of them alone, sum of all / c).
 """
 
+import warnings
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
+from grace_opt.gpu import GPU
 from grace_opt.model import MoEModel
 from grace_opt.topology import Topology
+
+Constants = tuple[NDArray[np.float64], ...]
 
 
 def expert_seconds(model: MoEModel, topology: Topology, tokens_LBRS: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -19,29 +35,62 @@ def expert_seconds(model: MoEModel, topology: Topology, tokens_LBRS: NDArray[np.
     Args:
         tokens_LBRS: [L, B, R, S] tokens of each physical expert, by rank.
     """
-    launch_R, load_R, tile_R, tile_s_R = (
-        np.array(column)
-        for column in zip(
-            *(
-                (
-                    gpu.launch_s,
-                    model.expert_bytes / gpu.memory_bytes_per_s,
-                    gpu.tile_tokens,
-                    gpu.tile_tokens * model.expert_flops_per_token / gpu.flops_per_s,
-                )
-                for gpu in topology.gpus
-            ),
-            strict=True,
-        )
-    )
-    compute = -(-tokens_LBRS // tile_R[:, None]) * tile_s_R[:, None]
-    busy = np.where(tokens_LBRS > 0, np.maximum(compute, load_R[:, None]), 0.0).sum(axis=3)
-    return np.asarray(np.where(busy > 0, busy + launch_R, 0.0))
+    return grouped_seconds(tokens_LBRS, *_constants(topology, model))
+
+
+def grouped_seconds(
+    tokens: NDArray[np.int64],
+    load_s: NDArray[np.float64],
+    tile_s: NDArray[np.float64],
+    tile_tokens: NDArray[np.float64],
+    launch_s: NDArray[np.float64],
+    row_s: NDArray[np.float64],
+    least_s: NDArray[np.float64],
+    overlap: NDArray[np.float64],
+    *,
+    rows: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
+    """[...] seconds of grouped computations of experts with so many tokens [..., S]; none take none.
+
+    Args:
+        load_s, tile_s, tile_tokens, launch_s, row_s, least_s, overlap: [...], see `constants_of`.
+        rows: [...] rows that pass through what surrounds the products, if not the sum of the tokens.
+    """
+    compute = -(-tokens // tile_tokens[..., None].astype(np.int64)) * tile_s[..., None]
+    load = load_s[..., None]
+    more = np.maximum(compute, load)
+    less = np.minimum(compute, load) / more
+    power = overlap[..., None]
+    busy = np.where(tokens > 0, more * (1 + less**power) ** (1 / power), 0.0).sum(axis=-1)
+    passing = tokens.sum(axis=-1) if rows is None else rows
+    return np.asarray(np.where(busy > 0, np.maximum(busy + launch_s + row_s * passing, least_s), 0.0))
+
+
+def constants_of(gpu: GPU, expert_bytes: float, flops_per_token: float) -> tuple[float, ...]:
+    """What `grouped_seconds` needs: load_s, tile_s, tile_tokens, launch_s, row_s, least_s, overlap."""
+    load_s, tile_s = expert_bytes / gpu.memory_bytes_per_s, gpu.tile_tokens * flops_per_token / gpu.flops_per_s
+    return load_s, tile_s, gpu.tile_tokens, gpu.launch_s, gpu.row_s, gpu.least_s, gpu.overlap
+
+
+@lru_cache(maxsize=16)
+def _constants(topology: Topology, model: MoEModel) -> Constants:
+    known = {gpu: gpu.for_weights(model.weight_type) for gpu in dict.fromkeys(topology.gpus)}
+    for gpu in known:
+        if model.weight_type not in ("bf16", *gpu.weight_types):
+            warnings.warn(
+                f"gpu {gpu.name} knows no speeds for {model.weight_type} weights: experts of {model.name} are computed "
+                "at its bf16 speed",
+                stacklevel=2,
+            )
+    rows = [constants_of(known[gpu], model.expert_bytes, model.expert_flops_per_token) for gpu in topology.gpus]
+    return tuple(np.array(column, np.float64) for column in zip(*rows, strict=True))
 
 
 def phase_end(topology: Topology, seconds_LBR: NDArray[np.float64]) -> NDArray[np.float64]:
     """[L, B] seconds until all ranks are done with work that takes each of them seconds_LBR [L, B, R] alone."""
     processor_R, cores = np.asarray(topology.processor_of_rank), np.asarray(topology.cores)
+    if len(cores) == len(processor_R) and (cores >= 1).all():  # nobody shares
+        return np.asarray(seconds_LBR.max(axis=2))
     of_processor = processor_R[:, None] == np.arange(len(cores))[None, :]
     shared = (seconds_LBR @ of_processor) / cores
     return np.asarray(np.maximum(seconds_LBR.max(axis=2), shared.max(axis=2)))

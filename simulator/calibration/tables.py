@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 from pyarrow.lib import ArrowException
 
 
@@ -86,6 +87,18 @@ def packaged(path: str) -> Table:
         raise MissingDataError(f"the installed aiconfigurator-core has no table {path}: install version 0.12.0")
     table = read_table(file)
     return Table(path.removesuffix(".parquet"), table.columns)
+
+
+def data_sheet(system: str) -> dict[str, float]:
+    """Figures of a GPU's data sheet, as the optional package gives them: mem_bw, bfloat16_tc_flops, fp8_tc_flops, ...
+
+    Raises:
+        MissingDataError: the package is not installed, or does not know the system.
+    """
+    file = _package_folder() / f"{system}.yaml"
+    if not file.is_file():
+        raise MissingDataError(f"the installed aiconfigurator-core has no system {system}: install version 0.12.0")
+    return {str(k): float(v) for k, v in OmegaConf.load(file)["gpu"].items()}
 
 
 def has_package() -> bool:
