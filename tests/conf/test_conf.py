@@ -18,6 +18,11 @@ TOPOLOGIES = (
     "h100_ib_4x8",
     "h100_ib_8x8",
     "gb200_nvl72",
+    "h200_ib_2x8",
+    "b200_ib_2x8",
+    "h800_ib_4x8",
+    "h20_ib_2x8",
+    "l40s_pcie_1x8",
     "pcie_100gbe_2x4",
     "custom",
 )
@@ -83,7 +88,7 @@ def test_a_model_preset_has_the_published_number_of_parameters(name, parameters,
 
 
 def test_there_is_one_root_file_per_command():
-    assert set(commands()) == {"compare", "plan", "simulate", "calibrate", "validate", "generate"}
+    assert set(commands()) == {"compare", "plan", "simulate", "calibrate", "validate", "generate", "accuracy"}
 
 
 @pytest.mark.parametrize("command", ["calibrate", "validate", "generate plan=x"])
