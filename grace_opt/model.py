@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from grace_opt.backbone import Backbone
+
 
 @dataclass(frozen=True)
 class MoEModel:
@@ -17,6 +19,7 @@ class MoEModel:
         bytes_per_value: bytes of one activation value on the wire (2 for bf16).
         bytes_per_weight: bytes of one expert weight (1 for fp8, 0.53125 for mxfp4 with its scales).
         weight_type: of the expert weights (`bf16`, `fp8`, `mxfp4`, ...), as `GPU.weight_types` names it.
+        backbone: sizes of what surrounds the experts; None if nobody asks for more than the MoE layers' time.
         num_shared_experts: experts that every token passes, on its home rank; they never travel.
         first_moe_layer: absolute id of the first MoE layer (DeepSeek-V2-Lite starts with one dense layer: 1).
         num_expert_groups: groups of a group-limited router; 1 without.
@@ -36,6 +39,7 @@ class MoEModel:
     num_expert_groups: int = 1
     dense_bytes: float = 0.0
     weight_type: str = "bf16"
+    backbone: Backbone | None = None
 
     def __post_init__(self) -> None:
         for field in ("num_layers", "num_experts", "top_k", "hidden_size", "ffn_size", "num_expert_groups"):
