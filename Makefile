@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check format sample validate bench clean
+.PHONY: help quickstart test check format sample validate accuracy bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ sample: $(VENV)/.runtime  ## train the sample model and record the embedded trac
 validate: $(VENV)/.runtime outputs/sample/model.safetensors  ## predict, then measure on slow-linked hosts of this machine (Linux, root; 20 minutes)
 	$(BIN)/python -m analysis.bench_validation
 
+accuracy: $(VENV)/.measured  ## compare the cost model with published measurements (82 MB of them are fetched; 3 minutes)
+	$(BIN)/python -m analysis.bench_accuracy
+
 outputs/sample/model.safetensors: | $(VENV)/.runtime
 	$(BIN)/python -m runtime.sample --output outputs/sample
 
@@ -55,6 +58,10 @@ $(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.runtime: $(VENV)/.core
 	@$(PIP) --editable '.[runtime]'
+	@touch $@
+
+$(VENV)/.measured: $(VENV)/.core
+	@$(PIP) --editable '.[measured]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.core

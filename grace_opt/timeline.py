@@ -57,11 +57,11 @@ class Timeline:
 
     @property
     def num_batches(self) -> int:
-        return self.step_s.shape[1]
+        return int(self.step_s.shape[1])
 
     @property
     def num_ranks(self) -> int:
-        return self.busy_s.shape[3]
+        return int(self.busy_s.shape[3])
 
     @property
     def layer_s(self) -> NDArray[np.float64]:

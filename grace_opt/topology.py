@@ -115,7 +115,8 @@ class Topology:
         Vertices that are GPUs have attributes `gpu` (a GPU), `node` (a number) and perhaps `processor` (the name of one
         that ranks share) with its `cores`; all others are switches. Edges have `bytes_per_s` (each direction),
         `latency_s` and perhaps `burst_bytes`. Ranks are GPUs by node, then in order of insertion. A route is the path
-        of least latency (then fewest links) that passes through switches only.
+        of least latency (then fewest links) that passes through switches only, or through GPUs of the sender's node
+        that have the attribute `forwards`.
 
         Raises:
             ValueError: a link without positive finite bandwidth, or two GPUs without a route.
@@ -233,10 +234,12 @@ def _directed_links(name: str, graph: nx.Graph) -> list[tuple[Hashable, Hashable
 
 
 def _routes_from(graph: nx.Graph, start: Hashable) -> dict[Hashable, list[Hashable]]:
-    """Least-latency paths from one GPU; other GPUs end a path, they do not forward."""
+    """Least-latency paths from one GPU; other GPUs end a path, but those of its own node may forward."""
 
     def weight(a: Hashable, _b: Hashable, link: dict[str, Any]) -> float | None:
-        forwards = a == start or "gpu" not in graph.nodes[a]
+        vertex = graph.nodes[a]
+        forwards = a == start or "gpu" not in vertex
+        forwards |= vertex.get("forwards", False) and vertex["node"] == graph.nodes[start]["node"]
         return link["latency_s"] + 1e-12 if forwards else None  # 1e-12 s a link: of equal paths the shortest
 
     paths: dict[Hashable, list[Hashable]] = nx.single_source_dijkstra_path(graph, start, weight=weight)

@@ -32,7 +32,7 @@ def drawn_tokens(tokens: int, num_experts: int, top_k: int, ep_size: int, expone
     for count in counts:
         _mend(count, pairs, random)
     by_rank = counts.reshape(NUM_DRAWS, ep_size, -1)
-    busiest = by_rank[np.arange(NUM_DRAWS), by_rank.sum(axis=2).argmax(axis=1)]
+    busiest: NDArray[np.int64] = by_rank[np.arange(NUM_DRAWS), by_rank.sum(axis=2).argmax(axis=1)]
     busiest.setflags(write=False)
     return busiest
 

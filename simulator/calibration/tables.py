@@ -98,7 +98,8 @@ def data_sheet(system: str) -> dict[str, float]:
     file = _package_folder() / f"{system}.yaml"
     if not file.is_file():
         raise MissingDataError(f"the installed aiconfigurator-core has no system {system}: install version 0.12.0")
-    return {str(k): float(v) for k, v in OmegaConf.load(file)["gpu"].items()}
+    content: Any = OmegaConf.load(file)
+    return {str(k): float(v) for k, v in content["gpu"].items()}
 
 
 def has_package() -> bool:

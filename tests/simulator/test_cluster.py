@@ -15,6 +15,7 @@ from grace_opt.topology import Topology
 from grace_opt.trace import Trace
 from grace_opt.traffic import SCHEMES, traffic
 from simulator.cluster import SimulatedCluster
+from simulator.transport import Kernel, Protocol, Transport
 
 ONE_EACH = [[[0], [1], [2], [3]]]  # expert e on rank e
 PHASES = ("dispatch_s", "experts_s", "combine_s", "idle_s")
@@ -112,6 +113,13 @@ def test_choices_travel_with_dispatched_rows_one_a_pair_or_all_of_a_token(
         ),
         ({"tokens_per_rank": 0}, "tokens_per_rank must be at least 1, got 0"),
         ({"choice_bytes": -1}, "choice_bytes must be a number of bytes, got -1"),
+        ({"dispatch_type": "int3"}, "dispatch_type must be one of bf16, .* got 'int3'"),
+        ({"combine_type": "int3"}, "combine_type must be one of bf16, .* got 'int3'"),
+        ({"sharing": "none"}, "sharing must be one of busiest_link, max_min, got 'none'"),
+        (
+            {"scheme": "hierarchical", "transport": Transport("demo", schemes=["low_latency"])},
+            "transport demo executes low_latency, not hierarchical",
+        ),
     ],
 )
 def test_what_cannot_be_simulated_is_refused(fields: dict[str, Any], message: str) -> None:
@@ -122,3 +130,35 @@ def test_what_cannot_be_simulated_is_refused(fields: dict[str, Any], message: st
 def test_a_plan_for_another_machine_is_refused(problem: Problem, make_plan: Callable[..., Plan]) -> None:
     with pytest.raises(ValueError, match=r"plan is for nodes of \[4\] ranks"):
         SimulatedCluster()(problem, make_plan(ONE_EACH, nodes=[4]))
+
+
+def test_rows_weigh_what_their_type_says_and_dispatch_may_differ_from_combine(
+    problem: Problem, make_plan: Callable[..., Plan]
+) -> None:
+    model = replace(problem.model, hidden_size=7168)
+    fp8 = SimulatedCluster("flat", dispatch_type="fp8")
+    assert fp8.dispatch_row_bytes(model) / SimulatedCluster("flat").dispatch_row_bytes(model) == (7168 + 224) / 14336
+    assert fp8.combine_row_bytes(model) == 14336
+    transport = Transport("demo", dispatch_type="nvfp4", combine_type="bf16", header_bytes=16)
+    assert SimulatedCluster("flat", transport=transport).dispatch_row_bytes(model) == 3584 + 448 + 16
+    assert SimulatedCluster("flat", transport=transport, dispatch_type="fp8").dispatch_row_bytes(model) == 7408
+    plan, latency = make_plan(ONE_EACH), 0.1
+    times = [SimulatedCluster("flat", dispatch_type=kind)(problem, plan) for kind in ("fp32", None)]
+    assert times[0].dispatch_s - latency == pytest.approx(2 * (times[1].dispatch_s - latency))
+    assert np.array_equal(times[0].combine_s, times[1].combine_s)
+
+
+def test_a_layer_by_hand_with_a_transport(problem: Problem, make_plan: Callable[..., Plan]) -> None:
+    """Rank 0 sends three rows of 20 bytes to rank 2 and three to rank 3; 10 bytes a second there, 5 on the way back."""
+    there, back = Kernel(between=[Protocol(2.0, 10.0)]), Kernel(between=[Protocol(1.0, 5.0)])
+    time = SimulatedCluster("flat", transport=Transport("demo", there, back))(problem, make_plan(ONE_EACH))
+    assert time.dispatch_s == pytest.approx([2 + 12])
+    assert time.combine_s == pytest.approx([1 + 24])
+
+
+def test_details_of_all_stages_add_up_to_the_layer(problem: Problem, make_plan: Callable[..., Plan]) -> None:
+    cluster, plan = SimulatedCluster("hierarchical"), make_plan(ONE_EACH)
+    there, back = cluster.stage_details(problem, traffic(problem.trace, plan))
+    time = cluster(problem, plan)
+    assert sum(stage.seconds for stage in there) == pytest.approx(time.dispatch_s)
+    assert sum(stage.seconds for stage in back) == pytest.approx(time.combine_s)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from grace_opt.topology import Topology
 from grace_opt.traffic import SCHEMES, traffic
 from simulator.network import phase_seconds, stage_seconds
+from simulator.stage_load import stage_load
+from simulator.transport import Kernel
 
 
 def rows_of(sends: dict[tuple[int, int], int]) -> np.ndarray:
@@ -96,3 +98,23 @@ def test_links_that_are_equally_busy_take_longer_than_one_alone(make_topology: C
     assert stage_seconds(topology, everyone, 20)[0, 0] == pytest.approx(0.1 + 2 * 1.5)
     one = rows_of({(0, 2): 4})  # two of the eight directed links of this kind are busy
     assert stage_seconds(topology, one, 20)[0, 0] == pytest.approx(0.1 + 4 * (1 + 0.5 * 0.25**7))
+
+
+@given(data=st.data())
+def test_counting_rows_on_links_agrees_with_the_matrix_of_routes(random_cases, data) -> None:  # type: ignore[no-untyped-def]
+    case = data.draw(random_cases)
+    topology, counts = case.problem.topology, traffic(case.problem.trace, case.plan, case.tokens_per_rank)
+    for rows in counts.stages("hierarchical"):
+        load = stage_load(topology, rows)
+        pairs = rows.reshape(-1, topology.num_ranks**2).T
+        assert np.array_equal(load.link_rows, topology.routes @ pairs)
+        assert np.array_equal(load.latency_s.max(axis=0), ((pairs > 0) * topology.latency_s.reshape(-1, 1)).max(axis=0))
+
+
+@given(data=st.data())
+def test_a_transport_that_limits_nothing_changes_nothing(random_cases, data) -> None:  # type: ignore[no-untyped-def]
+    case = data.draw(random_cases)
+    topology, counts = case.problem.topology, traffic(case.problem.trace, case.plan, case.tokens_per_rank)
+    for scheme in SCHEMES:
+        bare = phase_seconds(topology, counts.stages(scheme), 20)
+        assert np.array_equal(phase_seconds(topology, counts.stages(scheme), 20, kernel=Kernel()), bare)
