@@ -24,17 +24,23 @@ PHASE_COLORS = {"dispatch_s": "#4477aa", "experts_s": "#ddaa33", "combine_s": "#
 
 
 def draw_comparison(
-    folder: Path, problem: Problem, plans: Mapping[str, Plan], rows: Sequence[Row], tokens_per_rank: int | None
+    folder: Path,
+    problem: Problem,
+    plans: Mapping[str, Plan],
+    rows: Sequence[Row],
+    tokens_per_rank: int | None,
+    assumed: str = "",
 ) -> None:
     """Draw all figures of a comparison on one part of a trace as PNG files.
 
     Args:
         problem: the part the figures show (held out).
         rows: of all planners and splits; those of `held_out` are drawn.
+        assumed: constants that no measurement supports, besides those of the topology.
     """
     shown = [row for row in rows if row.get("split") == "held_out"]
     label = "synthetic trace, held out" if problem.trace.synthetic else "held out"
-    title = f"{problem.model.name} on {problem.topology.name}, {label}"
+    title = f"{problem.model.name} on {problem.topology.name}, {label}{caveat(assumed or problem.topology.assumed)}"
     drawn = (
         affinity_in_placement_order(problem, plans, title),
         load_per_rank(problem, plans, tokens_per_rank, title),
@@ -42,7 +48,7 @@ def draw_comparison(
         traffic_against_balance(shown, title),
     )
     for name, figure in zip(FIGURES, drawn, strict=True):
-        _save(folder / f"{name}.png", figure)
+        save(folder / f"{name}.png", figure)
 
 
 def affinity_in_placement_order(problem: Problem, plans: Mapping[str, Plan], title: str) -> Figure:
@@ -55,7 +61,7 @@ def affinity_in_placement_order(problem: Problem, plans: Mapping[str, Plan], tit
     expected_EE = np.maximum(load_E[:, None] * load_E[None, :] / problem.trace.num_tokens, 1e-9)
     lift_EE = affinity(problem.trace, layer) / expected_EE
     subject = f"affinity / independent choices, layer {problem.model.layer_ids[layer]}"
-    figure, axes = _grid(len(plans), 3.1, f"{title}\n{subject}")
+    figure, axes = grid(len(plans), 3.1, f"{title}\n{subject}")
     for axis, (name, plan) in zip(axes, plans.items(), strict=False):
         slots_RS = plan.placement.slots[layer]
         order = slots_RS[slots_RS != EMPTY]
@@ -76,7 +82,7 @@ def affinity_in_placement_order(problem: Problem, plans: Mapping[str, Plan], tit
 
 def load_per_rank(problem: Problem, plans: Mapping[str, Plan], tokens_per_rank: int | None, title: str) -> Figure:
     """Load of every rank over the mean, layer by layer; 1 is balance."""
-    figure, axes = _grid(len(plans), 2.6, f"{title}\nload of each rank / mean")
+    figure, axes = grid(len(plans), 2.6, f"{title}\nload of each rank / mean")
     for axis, (name, plan) in zip(axes, plans.items(), strict=False):
         load_LBR = traffic(problem.trace, plan, tokens_per_rank).load
         share_LR = load_LBR.sum(axis=1) / load_LBR.sum(axis=1).mean(axis=1, keepdims=True)
@@ -110,7 +116,7 @@ def phases_per_planner(rows: Sequence[Row], title: str) -> Figure:
     axis.set_xlabel("predicted time of a MoE layer, ms (mean over layers)")
     axis.set_title(title, fontsize=10)
     axis.legend(fontsize=8, frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(0, -0.2))
-    _unframe(axis)
+    unframe(axis)
     return figure
 
 
@@ -133,13 +139,13 @@ def traffic_against_balance(rows: Sequence[Row], title: str) -> Figure:
     axis.margins(0.18)
     axis.set_title(title, fontsize=10)
     axis.grid(alpha=0.3)
-    _unframe(axis)
+    unframe(axis)
     return figure
 
 
 def draw_validation(folder: Path, rows: Sequence[Row], title: str) -> None:
     """Draw `agreement.png`: predicted against measured layer times, on the diagonal where they agree."""
-    _save(folder / "agreement.png", predicted_against_measured(rows, title))
+    save(folder / "agreement.png", predicted_against_measured(rows, title))
 
 
 def predicted_against_measured(rows: Sequence[Row], title: str) -> Figure:
@@ -147,7 +153,7 @@ def predicted_against_measured(rows: Sequence[Row], title: str) -> Figure:
     sizes = sorted({row["tokens_per_rank_asked"] for row in rows}, reverse=True)
     schemes = sorted({row["scheme"] for row in rows})
     planners = list(dict.fromkeys(row["planner"] for row in rows))
-    figure, axes = _grid(len(sizes), 4.6, f"{title} on {rows[0]['cluster']}: time of a MoE layer, ms")
+    figure, axes = grid(len(sizes), 4.6, f"{title} on {rows[0]['cluster']}: time of a MoE layer, ms")
     for axis, size in zip(axes, sizes, strict=False):
         shown = [row for row in rows if row["tokens_per_rank_asked"] == size]
         times = np.array([[row["measured_s"], row["predicted_s"]] for row in shown]) * 1e3
@@ -165,7 +171,7 @@ def predicted_against_measured(rows: Sequence[Row], title: str) -> Figure:
             ticks.set_major_formatter("{x:g}")
             ticks.set_minor_formatter("{x:g}")
             ticks.set_tick_params(which="both", labelsize=7)
-        _unframe(axis)
+        unframe(axis)
     for scheme in schemes:
         axes[0].plot([], [], "s", color=SERIES_COLORS[schemes.index(scheme) % 4], label=scheme)
     for planner in planners:
@@ -174,7 +180,13 @@ def predicted_against_measured(rows: Sequence[Row], title: str) -> Figure:
     return figure
 
 
-def _grid(count: int, size: float, title: str) -> tuple[Figure, list[Axes]]:
+def caveat(assumed: str) -> str:
+    """What is added to a title where constants are assumed that no measurement supports."""
+    return " (assumed constants)" if assumed else ""
+
+
+def grid(count: int, size: float, title: str) -> tuple[Figure, list[Axes]]:
+    """A figure of so many square panels of so many inches, at most four beside each other."""
     columns = min(4, count)
     lines = math.ceil(count / columns)
     figure = Figure(figsize=(size * columns + 1, size * lines + 0.7), layout="constrained")
@@ -185,10 +197,12 @@ def _grid(count: int, size: float, title: str) -> tuple[Figure, list[Axes]]:
     return figure, list(axes)
 
 
-def _unframe(axis: Axes) -> None:
+def unframe(axis: Axes) -> None:
+    """Leave only the axes where the scales are."""
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _save(path: Path, figure: Figure) -> None:
+def save(path: Path, figure: Figure) -> None:
+    """Write a figure as a PNG file, whole or not at all."""
     FigureCanvasAgg(figure)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=130))

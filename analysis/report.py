@@ -60,7 +60,8 @@ def print_validation(problem: Mapping[str, Any], rows: Sequence[Row]) -> None:
     kind = "SYNTHETIC trace" if problem["synthetic"] else "trace"
     text = (
         f"{problem['model']} on {problem['topology']}: {problem['slots_per_rank']} slots per rank\n"
-        f"planned on {kind}: {problem['trace']}\npredicted / measured in ms, mean over MoE layers\n"
+        f"planned on {kind}: {problem['trace']}\n{_assumed(problem)}"
+        "predicted / measured in ms, mean over MoE layers\n"
     )
     out.print(text, highlight=False, markup=False)
     phases = ("dispatch", "experts", "combine")
@@ -79,6 +80,33 @@ def print_validation(problem: Mapping[str, Any], rows: Sequence[Row]) -> None:
     ]
     out.print(_plans_table(rows, tuple(f"MoE layer\n{layer}" for layer in problem["layers"]), shown))
     print_agreement(summarize(rows))
+
+
+def print_bounds(bounds: Sequence[Row], batches: int) -> None:
+    """Print what each step of a layer waits for, and its time and the layer's without that."""
+    out = console()
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    for title in ("step", "waits for"):
+        table.add_column(title)
+    for title in ("of layers\nx batches", "of its\ntime", "now\nms", "without\nms", "layer\nms", "without\nms"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("then waits for")
+    previous = ""
+    for row in bounds:
+        table.add_row(
+            row["step"] if row["step"] != previous else "",
+            escape(f"{row['bound']} ({row['detail']})" if row["detail"] else row["bound"]),
+            *(f"{row[field]:.0f} %" for field in ("share_pct", "time_pct")),
+            *(f"{row[field] * 1e3:.3f}" for field in ("now_s", "without_s", "layer_now_s", "layer_without_s")),
+            escape(row["next_bound"]),
+        )
+        previous = row["step"]
+    out.print(f"\nwhat bounds each step of a layer (held out, batches: {batches}), and without that\n", highlight=False)
+    out.print(table)
+
+
+def _assumed(problem: Mapping[str, Any]) -> str:
+    return f"ASSUMED: {problem['assumed']}\n" if problem.get("assumed") else ""
 
 
 def _plans_table(rows: Sequence[Row], titles: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
@@ -170,6 +198,6 @@ def _headline(problem: Mapping[str, Any], rows: Sequence[Row]) -> str:
         f"{problem['model']} on {problem['topology']}: {problem['slots_per_rank']} slots per rank, "
         f"{problem['scheme']} scheme\n"
         f"{kind}: {problem['trace']}{unnamed}\n"
-        f"tokens: {parts}{asked}\n"
+        f"tokens: {parts}{asked}\n{_assumed(problem)}"
         "predicted times, mean over layers; rows are those of dispatch\n"
     )

@@ -16,24 +16,34 @@ from grace_opt.homes import Homes
 from grace_opt.problem import Problem
 from grace_opt.solution import Solution
 from grace_opt.split import Split
-from grace_opt.traffic import traffic
+from grace_opt.traffic import Traffic, traffic
 
 Row = dict[str, Any]
 
 
-def price(planner: str, method: str, split: str, problem: Problem, solution: Solution, cost: CostModel) -> Row:
+def price(
+    planner: str,
+    method: str,
+    split: str,
+    problem: Problem,
+    solution: Solution,
+    cost: CostModel,
+    counts: Traffic | None = None,
+) -> Row:
     """The row of one plan on one part of a trace.
 
     Args:
         planner, method: name of the configured planner, and of its class; variants of one method share the class.
         split: name of the part, `fit` or `held_out`.
+        counts: the plan's traffic on this part in the cost's batches, if it was counted before.
 
     Rows per token are those of dispatch under the cost's scheme, mean over layers; times and loads are means over
     layers and batches, those named `worst` the worst layer's.
     """
     plan, scheme = solution.plan, cost.scheme
-    counts = traffic(problem.trace, plan, cost.tokens_per_rank)
-    time = cost(problem, plan)
+    counted = counts is not None and hasattr(cost, "price")
+    counts = traffic(problem.trace, plan, cost.tokens_per_rank) if counts is None else counts
+    time = cost.price(problem, counts) if counted else cost(problem, plan)  # type: ignore[attr-defined]
     per_token = counts.num_tokens * problem.model.num_layers
     imbalance_LB = counts.load.max(axis=2) / counts.load.mean(axis=2)
     return {
@@ -102,12 +112,19 @@ def describe(
         "synthetic": trace.synthetic,
         "phase": trace.phase,
         "scheme": cost.scheme,
+        "assumed": assumed_constants(problem, cost),
         "tokens_per_rank": cost.tokens_per_rank,
         "split": repr(split),
         "homes": repr(homes),
         "tokens": {name: part.trace.num_tokens for name, part in parts.items()},
         "sequences": {name: part.trace.num_sequences for name, part in parts.items()},
     }
+
+
+def assumed_constants(problem: Problem, cost: CostModel) -> str:
+    """Which constants behind a price no measurement supports, of the machine or of the transport; "" if none."""
+    transport = getattr(cost, "transport", None)
+    return "; ".join(filter(None, [problem.topology.assumed, getattr(transport, "assumed", "")]))
 
 
 def write_result(

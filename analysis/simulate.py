@@ -1,16 +1,27 @@
-"""`grace-opt simulate`: price a saved plan on a trace and a topology."""
+"""`grace-opt simulate`: price a saved plan on a trace and a topology, and explain the result."""
 
-from analysis.parts import price_parts, problems
-from analysis.report import print_rows
-from analysis.results import Row, describe, require_writable, write_result
+from dataclasses import asdict
+from pathlib import Path
+
+from analysis.parts import problems
+from analysis.plots import caveat, save
+from analysis.report import print_bounds, print_rows
+from analysis.results import Row, assumed_constants, describe, price, require_writable, write_result
+from analysis.timeline_files import draw_timelines, write_chrome_trace
+from analysis.traffic_matrix import traffic_matrix
 from grace_opt.cost import CostModel
 from grace_opt.homes import Homes
 from grace_opt.model import MoEModel
 from grace_opt.plan_file import read_plan
+from grace_opt.problem import Problem
 from grace_opt.solution import Solution
 from grace_opt.split import Split
 from grace_opt.topology import Topology
 from grace_opt.trace import Trace
+from grace_opt.traffic import Traffic, traffic
+from simulator.bottleneck import bounds
+from simulator.cluster import SimulatedCluster
+from simulator.timeline import timeline
 
 
 def simulate(
@@ -22,20 +33,56 @@ def simulate(
     cost: CostModel,
     plan: str,
     output: str,
+    explain: bool = True,
+    figures: bool = True,
+    batches: int = 4,
 ) -> list[Row]:
     """Price a plan on both parts of the trace; write result.json.
+
+    Args:
+        explain: say of the held-out part what bounds each step, and write its timeline.
+        figures: draw the timeline and the traffic matrix of the held-out part.
+        batches: of the timeline that are written.
 
     Raises:
         ValueError: bad input, or the plan is for another model, node structure, or does not fit in memory.
     """
+    if batches < 1:
+        raise ValueError(f"batches must be at least 1, got {batches}")
     saved = read_plan(plan)
     saved.check(model, topology)
     parts = problems(model, topology, trace, split, homes, saved.placement.slots_used.max(axis=0).tolist())
     folder = require_writable(output)
     name = str(saved.provenance.get("planner", "plan"))
-    rows = price_parts(name, None, parts, Solution(saved), cost)
+    counts = {key: traffic(part.trace, saved, cost.tokens_per_rank) for key, part in parts.items()}
+    rows = [price(name, "file", key, part, Solution(saved), cost, counts[key]) for key, part in parts.items()]
     about = describe(parts["fit"], parts, cost, split, homes)
-    write_result(folder, "simulate", about, rows)
     print_rows(about, rows)
-    print(f"\nwrote {folder}/result.json")
+    held_out, counted = parts["held_out"], counts["held_out"]
+    written = ["result.json"]
+    if explain and isinstance(cost, SimulatedCluster):
+        about["bounds"] = [asdict(bound) for bound in bounds(cost, held_out, saved, counted)]
+        print_bounds(about["bounds"], counted.tokens.shape[1])
+        written += _write_timeline(folder, cost, held_out, counted, name, figures, batches)
+    if figures:
+        title = f"{name}: {model.name} on {topology.name}, held out{caveat(about['assumed'])}"
+        save(folder / "figures" / "traffic_matrix.png", traffic_matrix(counted, cost.scheme, title))
+        written.append("figures/traffic_matrix.png")
+    write_result(folder, "simulate", about, rows)
+    print(f"\nwrote {', '.join(written)} in {folder}")
     return rows
+
+
+def _write_timeline(
+    folder: Path, cost: SimulatedCluster, problem: Problem, counts: Traffic, name: str, figures: bool, batches: int
+) -> list[str]:
+    """The Chrome trace and the picture of a plan; the names of what was written."""
+    predicted = {"predicted": timeline(cost, problem, counts)}
+    nodes, assumed = problem.topology.node_of_rank.tolist(), assumed_constants(problem, cost)
+    about = {"planner": name, "scheme": cost.scheme, "topology": problem.topology.name, "assumed": assumed}
+    place = f"timelines/{name.replace('/', '_')}_{cost.scheme}"
+    write_chrome_trace(folder / f"{place}.json", predicted, nodes, about, batches)
+    if figures:
+        title = f"{name}, {cost.scheme}: {problem.model.name} on {problem.topology.name}{caveat(assumed)}"
+        draw_timelines(folder / f"{place}.png", predicted, nodes, title)
+    return [f"{place}.json", f"{place}.png"][: 1 + figures]

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from analysis.agreement import summarize
 from analysis.parts import problems, solve, with_wanted_slots
 from analysis.report import print_validation
 from analysis.results import Row, describe, require_writable, write_result
+from analysis.timeline_files import draw_timelines, write_chrome_trace
 from grace_opt.cost import CostModel, LayerTime
 from grace_opt.homes import Homes
 from grace_opt.model import MoEModel
@@ -22,10 +24,15 @@ from grace_opt.plan_file import read_plan, write_plan
 from grace_opt.problem import Problem
 from grace_opt.solution import Planner
 from grace_opt.split import Split
+from grace_opt.timeline import Timeline
 from grace_opt.topology import Topology
 from grace_opt.trace import Trace
+from grace_opt.traffic import traffic
+from simulator.cluster import SimulatedCluster
+from simulator.timeline import timeline
 
 PHASES = ("dispatch", "experts", "combine")
+PICTURES = 4  # of timelines; all are written, few are drawn
 
 
 class Measured(Protocol):
@@ -38,10 +45,11 @@ class Measured(Protocol):
 
 
 class Measurement(Protocol):
-    """Measured times, the problem with the trace that was run, and further seconds by name."""
+    """Measured times, the problem with the trace that was run, who was busy when, and further seconds by name."""
 
     time: LayerTime
     problem: Problem
+    timeline: Timeline
     also_s: dict[str, float]
 
 
@@ -63,11 +71,13 @@ def validate(
     plans: Sequence[str] = (),
     slots_per_rank: int | Sequence[int] | None = None,
     figures: bool = True,
+    timeline_batches: int = 2,
     timeout_s: float = 60,
 ) -> list[Row]:
-    """Plan on the fit part, predict and run the held-out part, print both; write result.json, plans and a figure.
+    """Plan on the fit part, predict and run the held-out part, print both.
 
-    Rows are written as they come, so an interrupted run leaves those that were finished.
+    Writes result.json, plans, a figure, and the timelines of every run, predicted and measured beside each other. Rows
+    are written as they come, so an interrupted run leaves those that were finished.
 
     Args:
         cost, measured: predict and measure; scheme and batch size are set here.
@@ -77,6 +87,8 @@ def validate(
         only: names of planners; null is all.
         plans: plan files to run in place of the planners, with as many slots as they fill; they must hold all layers
             of the model.
+        figures: draw a figure, and the timelines of the first runs.
+        timeline_batches: of each timeline that are written.
         timeout_s: silence of a rank after which the others end; read before the ranks join.
 
     Raises:
@@ -106,13 +118,20 @@ def validate(
         predicting, measuring = models[scheme, size]
         ran = measuring.measure(work[size], plan)
         cell = {"planner": name, "scheme": scheme, "cluster": topology.name, "tokens_per_rank_asked": size}
+        both = {**_predicted_timeline(predicting, ran.problem, plan), "measured": ran.timeline}
+        drawn = figures and len(rows) < PICTURES
+        named = {**cell, "assumed": about["assumed"]}
+        _write_timelines(folder / "timelines", both, named, plan.node_of_rank.tolist(), drawn, timeline_batches)
         rows.append({**cell, **_row(predicting(ran.problem, plan), ran, plan), "repetitions": measured.repetitions})
         write_result(folder, "validate", about, rows, complete=False)
     write_result(folder, "validate", {**about, "summary": summarize(rows)}, rows)
     print_validation(about, rows)
     if figures:
-        plots.draw_validation(folder / "figures", rows, excerpt.name)
-    print(f"\nwrote {folder}/result.json, {len(todo)} plans in plans/" + (", a figure in figures/" if figures else ""))
+        plots.draw_validation(folder / "figures", rows, excerpt.name + plots.caveat(about["assumed"]))
+    print(
+        f"\nwrote {folder}/result.json, {len(todo)} plans in plans/, {len(rows)} timelines in timelines/"
+        + (", a figure in figures/" if figures else "")
+    )
     return rows
 
 
@@ -157,6 +176,25 @@ def _plans_from(paths: Sequence[str], model: MoEModel, topology: Topology, excer
 def _set(model: Any, scheme: str, tokens_per_rank: int) -> Any:
     """The same cost model under another scheme and batch size."""
     return dataclasses.replace(model, scheme=scheme, tokens_per_rank=tokens_per_rank)
+
+
+def _predicted_timeline(cost: CostModel, problem: Problem, plan: Plan) -> dict[str, Timeline]:
+    """By the name it is shown with; none if the cost model knows none."""
+    if not isinstance(cost, SimulatedCluster):
+        return {}
+    return {"predicted": timeline(cost, problem, traffic(problem.trace, plan, cost.tokens_per_rank))}
+
+
+def _write_timelines(
+    folder: Path, timelines: dict[str, Timeline], cell: Row, nodes: list[int], drawn: bool, batches: int
+) -> None:
+    """The Chrome trace of one run, and perhaps its picture."""
+    name = f"{cell['planner'].replace('/', '_')}_{cell['scheme']}_{cell['tokens_per_rank_asked']}"
+    write_chrome_trace(folder / f"{name}.json", timelines, nodes, cell, batches)
+    if drawn:
+        title = f"{cell['planner']}, {cell['scheme']}, {cell['tokens_per_rank_asked']} tokens per rank on "
+        title += cell["cluster"] + plots.caveat(cell["assumed"])
+        draw_timelines(folder / f"{name}.png", timelines, nodes, title)
 
 
 def _row(predicted: LayerTime, ran: Measurement, plan: Plan) -> Row:

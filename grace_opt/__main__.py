@@ -4,10 +4,14 @@ import os
 import sys
 import warnings
 
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from grace_opt import __version__
 from grace_opt.configuration import CONF_DIR, commands, first_comment, groups, parts_of, read_configuration, run
+
+SWEEPS = {"study": "analysis.study.study"}
+"""Commands that take lists of values and run one configuration for each combination."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"grace-opt {__version__}")
         elif {"-h", "--help"} & set(arguments[1:]):
             print(_help(arguments[0]))
+        elif arguments[0] in SWEEPS:
+            get_object(SWEEPS[arguments[0]])(arguments[1:])
         else:
             run(read_configuration(arguments[0], arguments[1:]))
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
@@ -51,7 +57,7 @@ def _help(command: str) -> str:
     for line in text.split("\n\n", 1)[1].splitlines():
         key, _, rest = line.partition(":")
         value, _, comment = rest.partition("#")
-        if key != "_target_" and value:
+        if key != "_target_" and value and not line.startswith(" "):
             lines.append(f"  {f'{key}={value.strip()}':<34} {comment.strip()}")
     lines += ["", "Parts (group=choice; * is the default; options of a part as group.option=value):"]
     for group, default in parts_of(command).items():

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+WEIGHT_BYTES = {"bf16": 2.0, "fp8": 1.0}
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -18,6 +20,7 @@ class Backbone:
             are not compressed), and of the rotary part; kv_rank 0 means ordinary attention.
         window: tokens that every other layer's attention looks back at most; 0 for all of them.
         tied: embedding and head are one matrix.
+        weight_type: of all these weights, `bf16` or `fp8`.
     """
 
     num_heads: int
@@ -32,6 +35,7 @@ class Backbone:
     rope_size: int = 0
     window: int = 0
     tied: bool = False
+    weight_type: str = "bf16"
 
     def __post_init__(self) -> None:
         for field in ("num_heads", "num_kv_heads", "head_size", "vocab_size"):
@@ -48,24 +52,45 @@ class Backbone:
         ):
             if not 0 <= getattr(self, field) < math.inf:
                 raise ValueError(f"model.backbone.{field} must not be negative, got {getattr(self, field)}")
+        if self.weight_type not in WEIGHT_BYTES:
+            raise ValueError(
+                f"model.backbone.weight_type must be one of {', '.join(WEIGHT_BYTES)}, got {self.weight_type!r}"
+            )
+
+    @property
+    def bytes_per_weight(self) -> float:
+        return WEIGHT_BYTES[self.weight_type]
+
+    def attention_products(self, hidden: int) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of the matrices of one layer's projections.
+
+        MLA in decode multiplies queries and outputs with the last but one instead of keys and values (arXiv 2405.04434,
+        section 2.1.2): the same weights and operations.
+        """
+        if not self.kv_rank:
+            values = self.num_heads * self.head_size
+            return (hidden, values + 2 * self.num_kv_heads * self.head_size), (values, hidden)
+        queries = self.num_heads * (self.head_size + self.rope_size)
+        query = ((hidden, self.q_rank), (self.q_rank, queries)) if self.q_rank else ((hidden, queries),)
+        keys = (hidden, self.kv_rank + self.rope_size), (self.kv_rank, self.num_heads * 2 * self.head_size)
+        return (*query, *keys, (self.num_heads * self.head_size, hidden))
 
     def attention_weights(self, hidden: int) -> int:
         """Weights of one layer's projections."""
-        if not self.kv_rank:
-            return hidden * self.head_size * 2 * (self.num_heads + self.num_kv_heads)
-        queries = self.num_heads * (self.head_size + self.rope_size)
-        query = hidden * self.q_rank + self.q_rank * queries if self.q_rank else hidden * queries
-        keys = hidden * (self.kv_rank + self.rope_size) + self.kv_rank * self.num_heads * 2 * self.head_size
-        return query + keys + self.num_heads * self.head_size * hidden
+        return sum(inputs * outputs for inputs, outputs in self.attention_products(hidden))
 
     @property
     def cache_values(self) -> int:
         """Values one token leaves in one layer's cache."""
         return self.kv_rank + self.rope_size if self.kv_rank else 2 * self.num_kv_heads * self.head_size
 
-    def score_flops(self, looked_at: float) -> float:
-        """Operations of one token's scores and weighted sum over so many tokens, in one layer."""
-        return 2 * self.num_heads * looked_at * (2 * self.head_size + self.rope_size)
+    def score_flops(self, looked_at: float, decode: bool = False) -> float:
+        """Operations of one token's scores and weighted sum over so many tokens, in one layer.
+
+        In decode the heads of MLA look at the compressed keys and values themselves, which are wider.
+        """
+        width = 2 * (self.kv_rank if decode and self.kv_rank else self.head_size) + self.rope_size
+        return 2 * self.num_heads * looked_at * width
 
     def num_weights(self, hidden: int, num_moe_layers: int, num_experts: int) -> int:
         """All weights outside the routed experts, norms and biases left out."""

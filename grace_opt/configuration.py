@@ -10,7 +10,7 @@ import re
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from rich.console import Console
 
 _BESIDE, _CHECKOUT = Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf"
 CONF_DIR = _BESIDE if _BESIDE.is_dir() else _CHECKOUT  # a wheel carries conf/ inside the package
+
+_READ_ELSEWHERE = ("experiment", "scaled", "output", "figures")  # not by a command's function: by Hydra, or by a study
 
 OmegaConf.register_new_resolver("conf_dir", lambda: str(CONF_DIR), replace=True)
 
@@ -80,6 +82,21 @@ def read_configuration(command: str, overrides: list[str]) -> DictConfig:
 
 def run(config: DictConfig) -> Any:
     """Build all parts and call the command."""
+    parameters = check(config)
+    with Console(stderr=True).status("preparing") as status:  # shows nothing unless stderr is a terminal
+        built = {}
+        for key in parameters:
+            status.update(f"preparing {key}")
+            built[key] = build(config[key])
+    return get_object(config["_target_"])(**built)
+
+
+def check(config: DictConfig) -> list[str]:
+    """Resolve a configuration in place and compare it with what its command takes; the keys the command is given.
+
+    Raises:
+        ValueError: a value is missing, refers to none, or has another type than the command expects.
+    """
     try:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
@@ -87,19 +104,13 @@ def run(config: DictConfig) -> Any:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ValueError(f"{missing[0]} must be given: add {missing[0]}=VALUE")
-    command = get_object(config["_target_"])
-    accepted = inspect.signature(command).parameters
+    accepted = inspect.signature(get_object(config["_target_"])).parameters
     parameters = [str(key) for key in config if key in accepted]
     for name, parameter in accepted.items():
         if name not in config and parameter.default is parameter.empty:
             raise ValueError(f"{name} must be given, but it was left out")
     check_types(config, "", only=parameters)
-    with Console(stderr=True).status("preparing") as status:  # shows nothing unless stderr is a terminal
-        built = {}
-        for key in parameters:
-            status.update(f"preparing {key}")
-            built[key] = build(config[key])
-    return command(**built)
+    return parameters
 
 
 def check_types(config: Any, where: str, only: list[str] | None = None) -> None:
@@ -180,7 +191,11 @@ def _warn_of_unused(config: DictConfig, overrides: list[str]) -> None:
     text = OmegaConf.to_yaml(config)
     for override in overrides:
         root = re.split(r"[.=]", override.lstrip("+"))[0]
-        if root in config and root not in parameters and root != "experiment" and f"${{{root}" not in text:
+        if (
+            root in config
+            and root not in (*parameters, *_READ_ELSEWHERE)
+            and not re.search(rf"\$\{{(oc.select:)?{root}", text)
+        ):
             warnings.warn(f"{override} has no effect: nothing in this configuration uses {root}", stacklevel=2)
 
 
@@ -214,6 +229,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is Sequence:
         return isinstance(value, ListConfig) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
+    if typing.get_origin(hint) is Mapping:
+        return isinstance(value, DictConfig)
     if hint is Path:
         return isinstance(value, str)
     return plain[hint](value) if hint in plain else False

@@ -103,9 +103,10 @@ def leaves(
             graph.add_node(vertex, gpu=gpu, node=node)
             graph.add_edge(vertex, f"node{node}.switch", bytes_per_s=intra_bytes_per_s, latency_s=intra_latency_s / 2)
             graph.add_edge(vertex, leaf, bytes_per_s=inter_bytes_per_s, latency_s=inter_latency_s / 2)
-    uplink = nodes_per_leaf * ranks_per_node * inter_bytes_per_s / oversubscription
-    for leaf_number in range(-(-num_nodes // nodes_per_leaf)):
-        graph.add_edge(f"leaf{leaf_number}", "spine", bytes_per_s=uplink, latency_s=spine_latency_s / 2)
+    for first in range(0, num_nodes, nodes_per_leaf):
+        hosts = min(nodes_per_leaf, num_nodes - first)
+        uplink = hosts * ranks_per_node * inter_bytes_per_s / oversubscription
+        graph.add_edge(f"leaf{first // nodes_per_leaf}", "spine", bytes_per_s=uplink, latency_s=spine_latency_s / 2)
     return Topology.from_graph(name, graph, assumed=assumed)
 
 

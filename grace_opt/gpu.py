@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+ROW_VALUES = 7168
 SPEEDS = ("flops_per_s", "memory_bytes_per_s", "launch_s", "tile_tokens", "row_s", "least_s", "overlap")
 
 
@@ -18,7 +19,8 @@ class GPU:
         memory_bytes: device memory.
         launch_s: fixed cost of one grouped expert computation.
         tile_tokens: an expert's tokens are computed in tiles of this many rows.
-        row_s: time of what surrounds the matrix products of an expert (permuting, quantising, activation), per row.
+        row_s: time of what surrounds the matrix products of an expert (permuting, quantising, activation), per row of
+            ROW_VALUES; rows of other sizes in proportion.
         least_s: least time of one grouped expert computation, where the host starts its kernels one by one.
         overlap: exponent p with which loading and computing of an expert add up, (load^p + compute^p)^(1/p); infinite
             if the longer of both hides the other wholly.

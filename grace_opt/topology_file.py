@@ -7,6 +7,7 @@ gpus: {h100: {flops_per_s: 6.4e14, memory_bytes_per_s: 2.68e12, memory_bytes: 80
 ranks: [{name: a0, node: 0, gpu: h100}, ...]          # in rank order; ranks of a node stand together
 links: [{between: [a0, switch_a], bytes_per_s: 272e9, latency_s: 4.5e-6}, ...]   # full duplex; burst_bytes: optional
 contention: 0.1                    # optional, see Topology
+assumed: latency of the switch     # optional, figures no measurement supports
 processors: {cpu0: {cores: 2}}     # optional, for ranks that say processor: cpu0 because they compute on the same one
 """
 
@@ -38,7 +39,8 @@ def read_topology(path: str | Path) -> Topology:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
             raise ValueError(f"it must say format: {FORMAT} and version: {VERSION}")
-        return Topology.from_graph(str(content["name"]), _graph(content), content.get("contention", 0.0))
+        assumed = str(content.get("assumed", ""))
+        return Topology.from_graph(str(content["name"]), _graph(content), content.get("contention", 0.0), assumed)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: no readable YAML ({' '.join(str(error).split())})") from None
     except KeyError as error:
@@ -48,7 +50,7 @@ def read_topology(path: str | Path) -> Topology:
 
 
 def _graph(content: dict[Any, Any]) -> nx.Graph:
-    gpus = {name: GPU(name=str(name), **_numbers(spec, f"gpus.{name}")) for name, spec in content["gpus"].items()}
+    gpus = {name: GPU(name=str(name), **_fields(spec, f"gpus.{name}")) for name, spec in content["gpus"].items()}
     processors = content.get("processors", {})
     graph = nx.Graph()
     for index, rank in enumerate(content["ranks"]):
@@ -81,10 +83,14 @@ def _graph(content: dict[Any, Any]) -> nx.Graph:
     return graph
 
 
-def _numbers(spec: dict[Any, Any], where: str) -> dict[str, Any]:
+def _fields(spec: dict[Any, Any], where: str) -> dict[str, Any]:
+    """Fields of a GPU: numbers, words in `assumed`, and in `weight_types` numbers again."""
     for field, value in spec.items():
         if field == "name" or field not in GPU.__dataclass_fields__:
             raise ValueError(f"{where} has an unknown field {field!r}")
-        if not isinstance(value, int | float):
+        if field == "weight_types":
+            for weight_type, speeds in value.items():
+                _fields(speeds, f"{where}.weight_types.{weight_type}")
+        elif field != "assumed" and not isinstance(value, int | float):
             raise ValueError(f"{where}.{field} must be a number, got {value!r}")
     return {str(field): value for field, value in spec.items()}

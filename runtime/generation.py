@@ -63,8 +63,8 @@ class Passes:
     chosen: Tensor
 
     def by_layer(self) -> Tensor:
-        """[L, passes, repetitions, phases + 1] seconds, as `measurement.layer_time` takes them."""
-        columns = [*(self.phases[phase] for phase in PHASES), self.busy["experts"]]
+        """[L, passes, repetitions, 2 * phases] seconds, as `measurement.layer_time` takes them."""
+        columns = [kind[phase] for kind in (self.phases, self.busy) for phase in PHASES]
         return torch.stack([column.permute(2, 1, 0) for column in columns], dim=-1)
 
 

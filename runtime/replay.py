@@ -8,7 +8,7 @@ on one device: a measurement of a layer that computes something else would be wo
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from grace_opt.trace import Trace
 from grace_opt.traffic import batch_segments, require_scheme
 from runtime.group import Group, current_group
 from runtime.layer import MoELayer
-from runtime.measurement import PHASES, Measurement, layer_time, of_all_ranks, require_ranks
+from runtime.measurement import PHASES, Measurement, layer_time, of_all_ranks, require_ranks, timeline
 from runtime.orders import give
 from runtime.reference import Experts, moe_layer
 from runtime.stopwatch import Stopwatch
@@ -105,7 +105,7 @@ class MeasuredCluster:
             self.repetitions,
             self.warmup,
             self.seed,
-            asdict(problem.model),
+            asdict(replace(problem.model, backbone=None)),  # nothing of it is run
             plan_to_text(plan),
             tokens_BR.tolist(),
         )
@@ -113,7 +113,7 @@ class MeasuredCluster:
         for rank in range(1, group.size):
             dist.send(_ids_of_rank(problem.trace, segments, rank), rank, group=group.control)
         seconds_RLBP = run(group, work, _ids_of_rank(problem.trace, segments, 0))
-        return Measurement(layer_time(seconds_RLBP, tokens_BR), problem)
+        return Measurement(layer_time(seconds_RLBP, tokens_BR), problem, timeline(seconds_RLBP, plan.layer_ids))
 
 
 def replay(group: Group, **work: Any) -> None:
@@ -129,11 +129,11 @@ def run(group: Group, work: Work, ids_LTK: Tensor) -> NDArray[np.float64]:
     """Run all layers and batches on this rank together with the others.
 
     Returns:
-        float64 [R, L, B, repetitions, phases + 1], see `layer_time`.
+        float64 [R, L, B, repetitions, 2 * phases], see `layer_time`.
     """
     model, plan = MoEModel(**work.model), plan_from_text(work.plan)
     sizes = [batch[group.rank] for batch in work.tokens_of_batch]
-    taken = torch.zeros(len(ids_LTK), len(sizes), work.repetitions, len(PHASES) + 1, dtype=torch.float64)
+    taken = torch.zeros(len(ids_LTK), len(sizes), work.repetitions, 2 * len(PHASES), dtype=torch.float64)
     barrier_s = group.barrier_seconds()
     for index, ids_TK in enumerate(ids_LTK):
         slots = plan.placement.slots[index, group.rank]
@@ -158,7 +158,7 @@ def make_experts(model: MoEModel, seed: int, layer: int, experts: list[int], dev
 
 
 def _measure(group: Group, work: Work, layer: MoELayer, tokens: Tokens, barrier_s: float) -> Tensor:
-    """[repetitions, phases + 1] seconds of one batch: of every phase, and what this rank was busy with experts."""
+    """[repetitions, 2 * phases] seconds of one batch: every phase until all ranks were done, and until this one was."""
     x, weights, ids = tokens
     for _ in range(work.warmup):
         layer(x, ids, weights)
@@ -166,7 +166,7 @@ def _measure(group: Group, work: Work, layer: MoELayer, tokens: Tokens, barrier_
     for _ in range(work.repetitions):
         layer(x, ids, weights, watch)
         watch.stop()
-    columns = [*(watch.visits[phase] for phase in PHASES), watch.busy["experts"]]
+    columns = [kind[phase] for kind in (watch.visits, watch.busy) for phase in PHASES]
     return torch.tensor(columns, dtype=torch.float64).T
 
 

@@ -15,7 +15,7 @@ from grace_opt.traffic import require_scheme
 from runtime.engine import MODEL
 from runtime.generation import Passes, Task, run, totals
 from runtime.group import Group, current_group
-from runtime.measurement import Measurement, layer_time, of_all_ranks, require_ranks
+from runtime.measurement import Measurement, layer_time, of_all_ranks, require_ranks, timeline
 from runtime.orders import give
 
 
@@ -79,10 +79,16 @@ class SampleModel:
             repetitions=self.repetitions,
         )
         give(group, "whole_model", asdict(task))
-        time, chosen, also = _measured(group, task)
+        seconds_RLBP, chosen, also = _measured(group, task)
         trace = executed_trace(problem.trace, chosen, self.steps if decoding else 1)
         source = f"sample model, {self.phase} of {task.sequences} x {task.length} tokens a rank"
-        return Measurement(time, replace(problem, trace=replace(trace, source=source)), also)
+        tokens_BR = np.full((max(task.steps, 1), group.size), chosen.shape[2] // max(task.steps, 1))
+        return Measurement(
+            layer_time(seconds_RLBP, tokens_BR),
+            replace(problem, trace=replace(trace, source=source)),
+            timeline(seconds_RLBP, plan.layer_ids),
+            also,
+        )
 
 
 def whole_model(group: Group, **task: Any) -> None:
@@ -105,11 +111,11 @@ def executed_trace(like: Trace, chosen_RLTK: NDArray[np.int32], passes: int) -> 
     )
 
 
-def _measured(group: Group, task: Task) -> tuple[LayerTime, NDArray[np.int32], dict[str, float]]:
-    """Times and choices of all ranks, of decode if there is any; every rank gets the same."""
+def _measured(group: Group, task: Task) -> tuple[NDArray[np.float64], NDArray[np.int32], dict[str, float]]:
+    """Seconds [R, L, passes, repetitions, 2 * phases], choices of all ranks, and totals by name; of decode, if there is
+    any. Every rank gets the same.
+    """
     passes: Passes = run(group, task)[task.steps > 0]
     chosen_RLTK = of_all_ranks(group, passes.chosen).numpy()
-    num_passes = max(task.steps, 1)
-    tokens_BR = np.full((num_passes, group.size), chosen_RLTK.shape[2] // num_passes)
-    time = layer_time(of_all_ranks(group, passes.by_layer().contiguous()).numpy(), tokens_BR)
-    return time, chosen_RLTK, {name: float(np.median(values)) for name, values in totals(group, passes).items()}
+    seconds_RLBP = of_all_ranks(group, passes.by_layer().contiguous()).numpy()
+    return seconds_RLBP, chosen_RLTK, {name: float(np.median(values)) for name, values in totals(group, passes).items()}

@@ -1,30 +1,29 @@
-"""Seconds of what surrounds the experts on one rank: measured tables of attention where there are any, else a roofline.
+"""Seconds of what surrounds the experts on one rank, from a roofline or from measured tables.
 
-A part takes  launch + max(flops / sustained flops, bytes / memory bandwidth);  its bytes are its weights, once, and in
-decode the cache of every sequence. Scores of ordinary heads come from measured tables of the optional package if
-`tables` says so and a table has the model's heads, interpolated between its sizes (straight lines over logarithms).
+    matrix product   start of a kernel + max(flops / sustained flops, bytes / memory bandwidth); bytes are those of its
+                     weights, of what it reads and of what it writes
+    scores           the same with the operations of a causal pass, and the cache of every sequence as bytes
+
+Measured times of the same two kinds of kernel come from `simulator.kernel_tables`. Both leave out norms, residual sums
+and whatever an engine's host does between kernels.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
-from scipy.interpolate import LinearNDInterpolator
 
 from grace_opt.backbone import Backbone
 from grace_opt.gpu import GPU
 from grace_opt.model import MoEModel
-from simulator.calibration.tables import MissingDataError, packaged
+from simulator.kernel_tables import KernelTables
 
 KERNEL_S = 5e-6
-"""Start of a kernel, assumed; a layer's attention has 4 (two projections, scores, output), other parts 2."""
-TABLES = {
-    "A100-SXM-80GB": "a100_sxm/attention/vllm/0.14.0",
-    "H100-SXM-80GB": "h100_sxm/attention/vllm/0.24.0",
-    "H200-SXM-141GB": "h200_sxm/attention/vllm/0.24.0",
-    "B200-SXM-192GB": "b200_sxm/attention/vllm/0.24.0",
-    "GB200": "gb200/attention/vllm/0.24.0",
-}
+"""Start of a kernel: the smallest products in the tables of A100 and H100."""
+SCORES_S = 10e-6
+"""Start of the scores: the smallest in the same tables take 5 to 13 us."""
+VALUE_BYTES = 2
+"""Of activations and cache: bf16."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,10 @@ class Pass:
     def num_tokens(self) -> float:
         return self.sequences * self.tokens
 
+    @property
+    def decodes(self) -> bool:
+        return self.tokens == 1 and self.context > 0
+
 
 @dataclass(frozen=True)
 class BackboneTime:
@@ -53,7 +56,7 @@ class BackboneTime:
     Attributes:
         attention_s, router_s, shared_s: of one MoE layer.
         other_s: of all that is not in MoE layers: dense layers, head.
-        measured: attention's scores are from a measured table.
+        measured: from measured tables, not from the roofline.
     """
 
     attention_s: float
@@ -63,75 +66,68 @@ class BackboneTime:
     measured: bool
 
 
+class Kernels(Protocol):
+    """What times the two kinds of kernel."""
+
+    def product_s(self, tokens: float, inputs: int, outputs: int) -> float:
+        """A matrix product [tokens, inputs] x [inputs, outputs]."""
+        ...
+
+    def scores_s(self, backbone: Backbone, sequences: float, tokens: int, context: int) -> float:
+        """Scores and weighted sums of one layer's attention, mean over its kinds of layer."""
+        ...
+
+
 def backbone_time(model: MoEModel, gpu: GPU, work: Pass, tables: bool = False) -> BackboneTime:
     """Time of one pass on one rank.
 
     Raises:
-        ValueError: the model has no backbone.
-        MissingDataError: `tables` are asked for, but not installed.
+        ValueError: the model has no backbone, or a size is longer than what was measured.
+        MissingDataError: `tables` are asked for, but none has this device or these heads.
     """
     backbone, hidden = model.backbone, model.hidden_size
     if backbone is None:
         raise ValueError(f"model {model.name} has no backbone: its configuration must give model.backbone")
-    scores = _measured_scores(backbone, gpu, work) if tables else None
-    attention = _attention(backbone, hidden, gpu, work, scores)
-    shared = 3 * hidden * backbone.shared_ffn_size
-    head_tokens = work.sequences  # only the last token of a sequence is read
-    dense = _part(gpu, 3 * hidden * backbone.dense_ffn_size, work.num_tokens) if backbone.num_dense_layers else 0.0
+    kernels: Kernels = KernelTables(gpu.name, backbone.weight_type) if tables else Roofline(gpu, backbone.weight_type)
+    attention = sum(kernels.product_s(work.num_tokens, *sizes) for sizes in backbone.attention_products(hidden))
+    attention += kernels.scores_s(backbone, work.sequences, work.tokens, work.context)
+    dense = _ffn_s(kernels, work.num_tokens, hidden, backbone.dense_ffn_size) if backbone.num_dense_layers else 0.0
+    head = kernels.product_s(work.sequences, hidden, backbone.vocab_size)  # of a sequence's last token only
     return BackboneTime(
         attention_s=attention,
-        router_s=_part(gpu, hidden * model.num_experts, work.num_tokens),
-        shared_s=_part(gpu, shared, work.num_tokens) if shared else 0.0,
-        other_s=backbone.num_dense_layers * (attention + dense) + _part(gpu, hidden * backbone.vocab_size, head_tokens),
-        measured=scores is not None,
+        router_s=KERNEL_S + kernels.product_s(work.num_tokens, hidden, model.num_experts),  # and the choice of top-k
+        shared_s=_ffn_s(kernels, work.num_tokens, hidden, backbone.shared_ffn_size),
+        other_s=backbone.num_dense_layers * (attention + dense) + head,
+        measured=tables,
     )
 
 
-def _part(gpu: GPU, weights: float, tokens: float, kernels: int = 2) -> float:
-    """A matrix product of all tokens with so many weights (bf16)."""
-    return kernels * KERNEL_S + max(2 * weights * tokens / gpu.flops_per_s, 2 * weights / gpu.memory_bytes_per_s)
+def _ffn_s(kernels: Kernels, tokens: float, hidden: int, width: int) -> float:
+    """Gate and up in one product, then down."""
+    return kernels.product_s(tokens, hidden, 2 * width) + kernels.product_s(tokens, width, hidden) if width else 0.0
 
 
-def _attention(backbone: Backbone, hidden: int, gpu: GPU, work: Pass, scores: float | None) -> float:
-    projections = _part(gpu, backbone.attention_weights(hidden), work.num_tokens, kernels=3)
-    return projections + (_scores(backbone, gpu, work) if scores is None else scores)
+@dataclass(frozen=True)
+class Roofline:
+    """Kernels that take what operations or bytes take at the sustained speeds of a device."""
 
+    gpu: GPU
+    weight_type: str
 
-def _scores(backbone: Backbone, gpu: GPU, work: Pass) -> float:
-    """Scores and weighted sums; every other layer within the window, if there is one."""
-    whole = work.context + (work.tokens + 1) / 2  # a causal token looks at half of its own part
-    windows = [whole, min(whole, backbone.window)] if backbone.window else [whole]
-    seconds = []
-    for looked_at in windows:
-        flops = work.num_tokens * backbone.score_flops(looked_at)
-        cache = 2 * backbone.cache_values * work.sequences * min(looked_at, work.context + work.tokens)
-        seconds.append(KERNEL_S + max(flops / gpu.flops_per_s, cache / gpu.memory_bytes_per_s))
-    return float(np.mean(seconds))
+    def product_s(self, tokens: float, inputs: int, outputs: int) -> float:
+        """See Kernels."""
+        gpu, weight_bytes = self.gpu.for_weights(self.weight_type), 1 if self.weight_type == "fp8" else 2
+        moved = weight_bytes * inputs * outputs + VALUE_BYTES * tokens * (inputs + outputs)
+        return KERNEL_S + max(2 * tokens * inputs * outputs / gpu.flops_per_s, moved / gpu.memory_bytes_per_s)
 
-
-def _measured_scores(backbone: Backbone, gpu: GPU, work: Pass) -> float | None:
-    """The table's time, or None where it has no such heads or sizes."""
-    if backbone.kv_rank or backbone.window or gpu.name not in TABLES:
-        return None
-    decode = work.tokens == 1
-    found = _interpolator(TABLES[gpu.name], decode, backbone.num_heads, backbone.num_kv_heads, backbone.head_size)
-    if found is None:
-        return None
-    size = work.context if decode else work.tokens
-    seconds = float(found(np.log(max(work.sequences, 1)), np.log(max(size, 1))))
-    return float(np.exp(seconds)) if np.isfinite(seconds) else None
-
-
-@lru_cache(maxsize=32)
-def _interpolator(folder: str, decode: bool, heads: int, kv_heads: int, head_size: int) -> LinearNDInterpolator | None:
-    try:
-        table = packaged(f"{folder}/{'generation' if decode else 'context'}_attention_perf.parquet")
-    except MissingDataError as error:
-        raise MissingDataError(f"backbone=measured: {error}; or take backbone=roofline") from None
-    keys = (table["num_heads"] == heads) & (table["head_dim"] == head_size) & (table["attn_dtype"] == "bfloat16")
-    keys &= (table["num_key_value_heads"] == kv_heads) & (table["kv_cache_dtype"] == "bfloat16")
-    rows = table.where(keys)
-    if len(rows) < 12:
-        return None
-    places = np.log(np.stack([rows["batch_size"], rows["step"] if decode else rows["isl"]], axis=1))
-    return LinearNDInterpolator(places, np.log(rows["latency"] / 1e3))
+    def scores_s(self, backbone: Backbone, sequences: float, tokens: int, context: int) -> float:
+        """See Kernels; a causal token looks at half of its own part, in every other layer within the window."""
+        whole, decode = context + (tokens + 1) / 2, tokens == 1 and context > 0
+        windows = [whole, min(whole, backbone.window)] if backbone.window else [whole]
+        seconds = []
+        for looked_at in windows:
+            flops = sequences * tokens * backbone.score_flops(looked_at, decode)
+            held = context + tokens if looked_at == whole else min(context + tokens, backbone.window + tokens)
+            cache = VALUE_BYTES * backbone.cache_values * sequences * held
+            seconds.append(max(flops / self.gpu.flops_per_s, cache / self.gpu.memory_bytes_per_s))
+        return SCORES_S + float(np.mean(seconds))

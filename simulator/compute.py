@@ -22,7 +22,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from grace_opt.gpu import GPU
+from grace_opt.gpu import GPU, ROW_VALUES
 from grace_opt.model import MoEModel
 from grace_opt.topology import Topology
 
@@ -66,10 +66,11 @@ def grouped_seconds(
     return np.asarray(np.where(busy > 0, np.maximum(busy + launch_s + row_s * passing, least_s), 0.0))
 
 
-def constants_of(gpu: GPU, expert_bytes: float, flops_per_token: float) -> tuple[float, ...]:
+def constants_of(gpu: GPU, expert_bytes: float, flops_per_token: float, hidden_size: float) -> tuple[float, ...]:
     """What `grouped_seconds` needs: load_s, tile_s, tile_tokens, launch_s, row_s, least_s, overlap."""
     load_s, tile_s = expert_bytes / gpu.memory_bytes_per_s, gpu.tile_tokens * flops_per_token / gpu.flops_per_s
-    return load_s, tile_s, gpu.tile_tokens, gpu.launch_s, gpu.row_s, gpu.least_s, gpu.overlap
+    row_s = gpu.row_s * hidden_size / ROW_VALUES
+    return load_s, tile_s, gpu.tile_tokens, gpu.launch_s, row_s, gpu.least_s, gpu.overlap
 
 
 @lru_cache(maxsize=16)
@@ -82,7 +83,8 @@ def _constants(topology: Topology, model: MoEModel) -> Constants:
                 "at its bf16 speed",
                 stacklevel=2,
             )
-    rows = [constants_of(known[gpu], model.expert_bytes, model.expert_flops_per_token) for gpu in topology.gpus]
+    sizes = model.expert_bytes, model.expert_flops_per_token, model.hidden_size
+    rows = [constants_of(known[gpu], *sizes) for gpu in topology.gpus]
     return tuple(np.array(column, np.float64) for column in zip(*rows, strict=True))
 
 

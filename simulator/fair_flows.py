@@ -85,7 +85,7 @@ def _ends(capacity, link_start, link_flows, flow_start, flow_links, bytes_F):  #
     fixed = np.empty(waits.sum(), np.int64)  # flows under way in the order in which they were given their rates, rising
     now, kept, live = 0.0, 0, len(fixed)
     while live > 0:
-        _share(link_start, link_flows, flow_start, flow_links, fixed[kept:live], free, waiting, waits, rate)
+        _share(link_start, link_flows, flow_start, flow_links, fixed[:live], kept, free, waiting, waits, rate)
         for place in range(kept, live):
             end[fixed[place]] = now + remaining[fixed[place]] / rate[fixed[place]]
         now = end[fixed[:live]].min()
@@ -121,11 +121,11 @@ def _first_to_share_anew(fixed, end, rate, now):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _share(  # type: ignore[no-untyped-def]
-    link_start, link_flows, flow_start, flow_links, fixed, free, waiting, waits, rate
+    link_start, link_flows, flow_start, flow_links, fixed, done, free, waiting, waits, rate
 ):
-    """Give all waiting flows a rate and write them to `fixed` in that order."""
+    """Give all waiting flows a rate and write them to `fixed`, whose first `done` have theirs, in that order."""
     links = np.nonzero(waiting)[0]
-    done, level = 0, 0.0
+    level = rate[fixed[done - 1]] if done > 0 else 0.0
     while done < len(fixed):
         full, share, used = links[0], np.inf, 0
         for link in links:

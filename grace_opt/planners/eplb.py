@@ -17,6 +17,7 @@ single precision as in the original, so that ties fall alike; sums of counts are
 
 import warnings
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numba import njit
@@ -50,6 +51,8 @@ class Eplb:
     [1, 0, 3] and [0, 2, 0], load 6 each. With `forbid_duplicates` experts 0 and 1 get two copies, and the ranks become
     [0, 1, 3] and [0, 2, 1], loads 5.5 and 6.5.
     """
+
+    plans_by: ClassVar[str] = "structure"  # of the topology it sees only which ranks share a node
 
     hierarchical: bool = False
     num_groups: int | None = None

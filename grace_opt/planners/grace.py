@@ -22,6 +22,7 @@ What the paper leaves open is decided so:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +83,8 @@ class Grace:
     Raises:
         ValueError: an option is none of these; or, when planning, the method wants more slots than the problem has.
     """
+
+    plans_by: ClassVar[str] = "structure"  # of the topology it sees only which ranks share a node
 
     grouping: str = "controlled"
     ratio: float | None = 0.15

@@ -1,6 +1,7 @@
 """Experts in index order: the default of DeepSpeed-MoE, Tutel, MegaBlocks, vLLM, SGLang and Megatron."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -16,6 +17,8 @@ class Linear:
 
     Example: 5 experts on 2 ranks of 3 slots are [0, 1, 2] and [3, 4].
     """
+
+    plans_by: ClassVar[str] = "structure"  # of the topology it sees only which ranks share a node
 
     def __call__(self, problem: Problem) -> Solution:
         rank_E = np.repeat(np.arange(problem.topology.num_ranks), even_sizes(problem))

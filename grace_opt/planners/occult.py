@@ -15,6 +15,7 @@ Remaining ties go to the lowest index.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,8 @@ class Occult:
     first seed (summed affinity 4), expert 3 the second (never with 0). Expert 2 joins 0, expert 1 joins 3: ranks [0, 2]
     and [1, 3].
     """
+
+    plans_by: ClassVar[str] = "structure"  # of the topology it sees only which ranks share a node
 
     def __call__(self, problem: Problem) -> Solution:
         sizes_R = even_sizes(problem)

@@ -1,6 +1,7 @@
 """Expert e on rank e mod R: neighbours in index order are kept apart."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,6 +18,8 @@ class RoundRobin:
 
     Example: 5 experts on 2 ranks of 3 slots are [0, 2, 4] and [1, 3].
     """
+
+    plans_by: ClassVar[str] = "structure"  # of the topology it sees only which ranks share a node
 
     def __call__(self, problem: Problem) -> Solution:
         sizes = even_sizes(problem)

@@ -56,10 +56,13 @@ def calibrate(model: MoEModel, output: str, name: str, message_bytes: int, repet
         print(f"wrote {folder}/topology.yaml and result.json: use topology=custom topology.path={folder}/topology.yaml")
 
 
+MEASURED = ("flops_per_s", "memory_bytes_per_s", "memory_bytes", "launch_s", "tile_tokens", "copy_bytes_per_s")
+
+
 def describe(name: str, links: Links, computing: Computing) -> dict[str, Any]:
     """The content of a topology file."""
-    gpu = {key: value for key, value in asdict(computing.gpu).items() if key != "name"}
-    gpu = {key: value if key == "tile_tokens" else float(f"{value:.4g}") for key, value in gpu.items()}
+    gpu = {field: getattr(computing.gpu, field) for field in MEASURED}
+    gpu = {field: value if field == "tile_tokens" else float(f"{value:.4g}") for field, value in gpu.items()}
     ranks, edges = [], []
     for node, size in enumerate(links.ranks_per_node):
         for local in range(size):

@@ -41,7 +41,7 @@ class Rows:
     Attributes:
         tokens: for each row [draws, S].
         passing: float64 [rows], rows that pass through what surrounds the products; NaN for the sum of the tokens.
-        expert_bytes, flops_per_token, measured_s: float64 [rows].
+        expert_bytes, flops_per_token, hidden_size, measured_s: float64 [rows].
         uniform, sparse: bool [rows], evenly loaded; fewer pairs than experts.
         ep_size: float64 [rows].
         tile: rows to which the kernel pads.
@@ -51,6 +51,7 @@ class Rows:
     passing: NDArray[np.float64]
     expert_bytes: NDArray[np.float64]
     flops_per_token: NDArray[np.float64]
+    hidden_size: NDArray[np.float64]
     measured_s: NDArray[np.float64]
     uniform: NDArray[np.bool_]
     sparse: NDArray[np.bool_]
@@ -98,6 +99,7 @@ def rows_of(table: Table) -> Rows:
         table["num_tokens"] if prefill else np.full(len(table), np.nan),
         weights * BYTES_PER_WEIGHT[types[0]],
         2 * weights,
+        table["hidden_size"],
         table["latency"] / 1e3,
         np.isin(table["distribution"], ("uniform", "balanced")),
         table["num_tokens"] * table["topk"] <= table["num_experts"] * (0.99 if prefill else 1),
@@ -113,7 +115,7 @@ def predict(rows: Rows, gpu: GPU) -> NDArray[np.float64]:
     for shape in set(shapes):
         alike = [index for index, other in enumerate(shapes) if other == shape]
         tokens = np.stack([rows.tokens[index] for index in alike])
-        sizes = zip(rows.expert_bytes[alike], rows.flops_per_token[alike], strict=True)
+        sizes = zip(rows.expert_bytes[alike], rows.flops_per_token[alike], rows.hidden_size[alike], strict=True)
         constants = np.array([constants_of(gpu, *size) for size in sizes]).T[:, :, None] * np.ones(shape[0])
         given = rows.passing[alike, None]
         passing = np.where(np.isnan(given), tokens.sum(axis=2), given)
@@ -143,7 +145,10 @@ def fit(rows: Rows, peak_flops_per_s: float = 5e15) -> dict[str, float]:
     def errors(logs: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(np.log(predict(known, gpu_of(logs)) / known.measured_s))
 
-    most = np.log([peak_flops_per_s, 1e13, 1e-3, 1e-5, 1e-2])
+    # rows of one small shape tell neither what a launch takes nor what a row does from what products take
+    one_small_shape = len(np.unique(known.hidden_size)) == 1 and known.expert_bytes.max() < 2e7
+    launch, row = (4e-5, 1e-11) if one_small_shape and not prefill else (1e-3, 1e-5)
+    most = np.log([peak_flops_per_s, 1e13, launch, row, 1e-2])
     limits = np.log([1e12, 1e9, 5e-6, 1e-12, 1e-10]), most
     robust = {"loss": "soft_l1", "f_scale": 0.03, "max_nfev": 200}
     found = [least_squares(errors, np.minimum(np.log(s), most - 0.01), bounds=limits, **robust) for s in starts]
@@ -272,7 +277,7 @@ def infersim_rows(gpu: str) -> Rows:
     weights = 3 * hidden * ffn
     return Rows(
         [np.full((1, int(experts)), int(count), np.int64) for experts, count in zip(local, tokens, strict=True)],
-        np.full(len(local), np.nan), weights, 2 * weights, (up + down) / 1e6,
+        np.full(len(local), np.nan), weights, 2 * weights, hidden, (up + down) / 1e6,
         np.ones(len(local), bool), tokens <= 1, np.concatenate([table["num_gpus"] for table in tables]), 1,
     )  # fmt: skip
 

@@ -1,7 +1,8 @@
 """Constants of conf/transport/*.yaml from published measurements, and which of these each is fitted to."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -96,38 +97,52 @@ def normal_kernel(gpu: str, phase: str) -> Kernel:
     return replace(inside, between=between.between, sm_between_bytes_per_s=between.sm_between_bytes_per_s, sms=24)
 
 
-def presets() -> dict[str, dict[str, Any]]:
+PHASES = ("dispatch", "combine")
+
+
+def preset_names() -> list[str]:
+    """The files of conf/transport/ whose constants are fitted to data, or derived from such."""
+    deepep = [f"deepep_{kind}_{gpu}" for kind in ONE_NODE_KINDS for gpu in (*SYSTEMS, *SLOWER_LINKS)]
+    return [*deepep, *(f"nccl_{gpu}" for gpu in NCCL_TABLES), *NVLINK_KERNELS, "efa_h100", "uccl_low_latency_efa_h200"]
+
+
+def presets(names: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
     """Constants of conf/transport/*.yaml from data: by file `dispatch` and `combine`, in the fields of a Kernel.
+
+    Args:
+        names: which of `preset_names`; None for all, which takes a minute.
 
     Raises:
         MissingDataError: the measurements are not on this machine.
     """
-    made: dict[str, dict[str, Kernel]] = {}
-    for gpu in SYSTEMS:
-        for name, kernel_of in (("deepep_low_latency", low_latency_kernel), ("deepep_normal", normal_kernel)):
-            made[f"{name}_{gpu}"] = {phase: kernel_of(gpu, phase) for phase in ("dispatch", "combine")}
-    for gpu, path in NCCL_TABLES.items():
-        rows = nccl_rows(gpu, exchanges_of(packaged(path), "nccl")["all-to-all"])
-        kernel = fit_kernel(rows, shapes_for("nccl", rows))
-        made[f"nccl_{gpu}"] = {"dispatch": kernel, "combine": kernel}
-    nvlink = exchanges_of(packaged(NVLINK_TABLE), "one_sided")
-    for preset, kernel_name in NVLINK_KERNELS.items():
-        made[preset] = {
-            phase: fit_kernel(rows, shapes_for("one_sided", rows))
-            for phase, rows in ((phase, nvlink[f"{kernel_name} nvfp4 {phase}"]) for phase in ("dispatch", "combine"))
-        }
-    for gpu, inside_bytes_per_s in SLOWER_LINKS.items():
-        for name in ("deepep_low_latency", "deepep_normal"):
-            parts = made[f"{name}_h100"]
-            made[f"{name}_{gpu}"] = {phase: _slower(kernel, inside_bytes_per_s) for phase, kernel in parts.items()}
-    rail = Kernel(between=[rail_line("rail-aligned")])
-    made["efa_h100"] = {"dispatch": rail, "combine": rail}
-    uccl = exchanges_of(read_table(published_folder() / "ep_comm_published.csv"), "published")
-    made["uccl_low_latency_efa_h200"] = {
-        phase: fit_kernel(rows, shapes_for("published", rows))
-        for phase, rows in ((phase, uccl[f"UCCL-EP LL {phase}, H200 p5en"]) for phase in ("dispatch", "combine"))
-    }
-    return {name: {phase: mapping(kernel) for phase, kernel in parts.items()} for name, parts in made.items()}
+    chosen = [name for name in preset_names() if names is None or name in names]
+    return {name: {phase: mapping(preset_kernel(name, phase)) for phase in PHASES} for name in chosen}
+
+
+@lru_cache(maxsize=64)
+def preset_kernel(name: str, phase: str) -> Kernel:
+    """The kernel of one of `preset_names`."""
+    library, _, gpu = name.rpartition("_")
+    if gpu in SLOWER_LINKS:
+        return _slower(preset_kernel(f"{library}_h100", phase), SLOWER_LINKS[gpu])
+    if library == "deepep_low_latency":
+        return low_latency_kernel(gpu, phase)
+    if library == "deepep_normal":
+        return normal_kernel(gpu, phase)
+    if name == "efa_h100":
+        return Kernel(between=[rail_line("rail-aligned")])
+    if name in NVLINK_KERNELS:
+        form, rows = (
+            "one_sided",
+            exchanges_of(packaged(NVLINK_TABLE), "one_sided")[f"{NVLINK_KERNELS[name]} nvfp4 {phase}"],
+        )
+    elif name.startswith("nccl_"):
+        gpu = name.removeprefix("nccl_")
+        form, rows = "nccl", nccl_rows(gpu, exchanges_of(packaged(NCCL_TABLES[gpu]), "nccl")["all-to-all"])
+    else:
+        table = read_table(published_folder() / "ep_comm_published.csv")
+        form, rows = "published", exchanges_of(table, "published")[f"UCCL-EP LL {phase}, H200 p5en"]
+    return fit_kernel(rows, shapes_for(form, rows))
 
 
 def _slower(kernel: Kernel, inside_bytes_per_s: float) -> Kernel:

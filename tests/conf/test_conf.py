@@ -23,6 +23,10 @@ TOPOLOGIES = (
     "h800_ib_4x8",
     "h20_ib_2x8",
     "l40s_pcie_1x8",
+    "h100_efa_rails_2x8",
+    "h100_leaves_4x8",
+    "h100_slow_node_4x8",
+    "h100_a100_2x8",
     "pcie_100gbe_2x4",
     "custom",
 )
@@ -88,7 +92,7 @@ def test_a_model_preset_has_the_published_number_of_parameters(name, parameters,
 
 
 def test_there_is_one_root_file_per_command():
-    assert set(commands()) == {"compare", "plan", "simulate", "calibrate", "validate", "generate", "accuracy"}
+    assert set(commands()) == {"compare", "plan", "simulate", "calibrate", "validate", "generate", "accuracy", "study"}
 
 
 @pytest.mark.parametrize("command", ["calibrate", "validate", "generate plan=x"])

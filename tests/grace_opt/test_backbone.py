@@ -23,11 +23,16 @@ def test_scores_of_a_token_grow_with_what_it_looks_at():
     assert GROUPED.score_flops(100) == 2 * 4 * 100 * 16
 
 
+def test_in_decode_latent_heads_look_at_the_wider_compressed_part():
+    assert LATENT.score_flops(100) == 2 * 4 * 100 * (2 * 8 + 2)
+    assert LATENT.score_flops(100, decode=True) == 2 * 4 * 100 * (2 * 16 + 2)
+
+
 @pytest.mark.parametrize("name", sorted(groups()["model"]))
 def test_the_weights_of_a_preset_are_those_its_dense_bytes_say(name: str):
     model = build(read_configuration("plan", [f"model={name}"]).model)
     weights = model.backbone.num_weights(model.hidden_size, model.num_layers, model.num_experts)
-    assert weights * (1 if model.weight_type == "fp8" else 2) == pytest.approx(model.dense_bytes, rel=0.01)
+    assert weights * model.backbone.bytes_per_weight == pytest.approx(model.dense_bytes, rel=0.01)
 
 
 def test_impossible_sizes_are_refused():
@@ -35,3 +40,5 @@ def test_impossible_sizes_are_refused():
         Backbone(0, 1, 1, 1)
     with pytest.raises(ValueError, match="model.backbone.window must not be negative, got -1"):
         Backbone(1, 1, 1, 1, window=-1)
+    with pytest.raises(ValueError, match="model.backbone.weight_type must be one of bf16, fp8, got 'int4'"):
+        Backbone(1, 1, 1, 1, weight_type="int4")

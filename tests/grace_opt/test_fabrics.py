@@ -51,6 +51,12 @@ def test_an_uplink_carries_its_hosts_bandwidth_over_the_oversubscription(gpu: GP
     assert ("leaf0", "spine") in route(topology, 0, 4)
 
 
+def test_a_last_leaf_of_fewer_nodes_has_a_thinner_uplink(gpu: GPU):
+    topology = leaves("l", gpu, 3, 2, 2, 4.0, **LINKS)
+    speeds = dict(zip(topology.link_names, topology.link_bytes_per_s, strict=True))
+    assert (speeds["leaf0", "spine"], speeds["leaf1", "spine"]) == (2 * 2 * 20 / 4, 1 * 2 * 20 / 4)
+
+
 def test_unequal_nodes_keep_their_own_links_and_gpus(gpu: GPU):
     slow = GPU("slow", 1, 1, 3000)
     node = {"gpu": "fast", "ranks": 2, "intra_bytes_per_s": 200, "intra_latency_s": 0.01, "inter_bytes_per_s": 20}

@@ -43,8 +43,28 @@ def test_every_plan_is_predicted_and_measured_under_every_scheme(ranks, tmp_path
             assert len(row[f"{kind}_layers_s"]) == 2
             phases = [row[f"{kind}_{phase}_s"] for phase in ("dispatch", "experts", "combine")]
             assert row[f"{kind}_s"] == pytest.approx(sum(phases)) and row[f"{kind}_s"] > 0
+        check_timelines(tmp_path / "out" / "timelines", row, result["problem"]["layers"])
+    assert len(list((tmp_path / "out" / "timelines").glob("*.png"))) == 4  # of the first few
     assert (tmp_path / "out" / "figures" / "agreement.png").stat().st_size > 0
     assert sorted(path.name for path in (tmp_path / "out" / "plans").iterdir()) == ["grace.json", "linear.json"]
+
+
+def check_timelines(folder, row, ids):
+    """Predicted and measured steps, as long as the row says."""
+    name = f"{row['planner']}_{row['scheme']}_{row['tokens_per_rank_asked']}.json"
+    written = json.loads((folder / name).read_text())
+    events, batches = written["traceEvents"], written["otherData"]["batches"]
+    processes = {event["args"]["name"]: event["pid"] for event in events if event["name"] == "process_name"}
+    assert list(processes) == ["predicted", "measured"]
+    for kind, pid in processes.items():
+        assert len(written["otherData"]["batches_shown"][kind]) == batches[kind]
+        spans = [event for event in events if event["ph"] == "X" and event["pid"] == pid]
+        layers = [(event["args"]["layer"], event["dur"]) for event in spans if event["tid"] == 2]
+        means = [sum(us for layer, us in layers if layer == wanted) / batches[kind] * 1e-6 for wanted in ids]
+        assert means == pytest.approx(row[f"{kind}_layers_s"], abs=5e-9)
+        whole = sum(us for _, us in layers)
+        for rank in (0, 1):
+            assert sum(event["dur"] for event in spans if event["tid"] == rank) == pytest.approx(whole, abs=0.1)
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
@@ -63,3 +83,4 @@ def test_the_sample_model_is_measured_on_the_tokens_it_routes(ranks, tmp_path, t
     for total in ("attention", "dispatch", "experts", "combine", "idle"):
         assert row[f"{total}_total_s"] >= 0
     assert row["end_to_end_s"] > 0
+    assert (tmp_path / "out" / "timelines" / "linear_hierarchical_16.json").is_file()

@@ -16,7 +16,7 @@ from simulator.calibration.exchanges import Exchange, Layout, distinct, predicte
 from simulator.calibration.kernel_fit import Shape, fit_kernel
 from simulator.calibration.kernel_shapes import shapes_for
 from simulator.calibration.tables import MissingDataError, Table, has_package, packaged
-from simulator.calibration.transport_presets import NODES_TABLE, mapping
+from simulator.calibration.transport_presets import NODES_TABLE, mapping, preset_names
 from simulator.transport import Kernel, Protocol, Transport
 
 LINE = Kernel(between=[Protocol(12e-6, 45e9, spread_s=18e-6)], inside=[Protocol(9e-6, 240e9)], places_rows=True)
@@ -193,20 +193,22 @@ def test_normal_kernels_with_enough_sms(nodes, limit):
         assert np.abs(comparison.error).mean() < limit, comparison.data
 
 
-@pytest.fixture(scope="session")
-def from_data() -> dict[str, dict[str, Any]]:
+SLOW = {f"deepep_normal_{gpu}" for gpu in ("h200", "b200", "gb200")}  # `python -m simulator.calibration` fits them too
+
+
+def test_every_file_but_that_of_bare_links_is_a_fitted_preset():
+    assert set(preset_names()) == set(groups()["transport"]) - {"links"}
+
+
+@pytest.mark.parametrize("name", sorted(set(preset_names()) - SLOW))
+def test_a_preset_is_what_the_fit_says(name: str):
+    transport: Transport = instantiate(OmegaConf.load(CONF_DIR / "transport" / f"{name}.yaml"), _convert_="all")
     try:
-        return presets()
+        fitted = presets([name])[name]
     except MissingDataError as error:
         pytest.skip(str(error))
-
-
-def test_presets_are_what_the_fit_says(from_data: dict[str, dict[str, Any]]):
-    assert set(from_data) == set(groups()["transport"]) - {"links"}
-    for name, parts in from_data.items():
-        transport: Transport = instantiate(OmegaConf.load(CONF_DIR / "transport" / f"{name}.yaml"), _convert_="all")
-        for phase, expected in parts.items():
-            _same(mapping(getattr(transport, phase)), expected, f"{name} {phase}")
+    for phase, expected in fitted.items():
+        _same(mapping(getattr(transport, phase)), expected, f"{name} {phase}")
 
 
 def _same(found: Any, expected: Any, where: str) -> None:
