@@ -28,6 +28,7 @@ class GPU:
             (bytes of the rows, once); infinite if that is not to be counted.
         weight_types: for types of expert weights other than bf16 (`fp8`, `mxfp4`, ...), the SPEEDS that differ. Kernels
             of their own for prefill are a type of their own (`fp8_prefill`).
+        dense_flops_per_s: throughput of dense products (attention, head), where it is not that of experts; 0 if it is.
         assumed: which of its figures no measurement supports; shown beside every prediction. "" if none.
     """
 
@@ -42,11 +43,14 @@ class GPU:
     row_s: float = 0.0
     least_s: float = 0.0
     overlap: float = math.inf
+    dense_flops_per_s: float = 0.0
     assumed: str = ""
 
     def __post_init__(self) -> None:
         for name in ("flops_per_s", "memory_bytes_per_s", "memory_bytes", "tile_tokens"):
             require_positive(f"gpu {self.name}: {name}", getattr(self, name))
+        if not 0 <= self.dense_flops_per_s < math.inf:
+            raise ValueError(f"gpu {self.name}: dense_flops_per_s must not be negative, got {self.dense_flops_per_s}")
         if not self.overlap >= 1:
             raise ValueError(f"gpu {self.name}: overlap must be at least 1, got {self.overlap}")
         if not self.copy_bytes_per_s > 0:
