@@ -118,7 +118,8 @@ class Roofline:
         """See Kernels."""
         gpu, weight_bytes = self.gpu.for_weights(self.weight_type), 1 if self.weight_type == "fp8" else 2
         moved = weight_bytes * inputs * outputs + VALUE_BYTES * tokens * (inputs + outputs)
-        return KERNEL_S + max(2 * tokens * inputs * outputs / (gpu.dense_flops_per_s or gpu.flops_per_s), moved / gpu.memory_bytes_per_s)
+        flops_per_s = gpu.dense_flops_per_s or gpu.flops_per_s
+        return KERNEL_S + max(2 * tokens * inputs * outputs / flops_per_s, moved / gpu.memory_bytes_per_s)
 
     def scores_s(self, backbone: Backbone, sequences: float, tokens: int, context: int) -> float:
         """See Kernels; a causal token looks at half of its own part, in every other layer within the window."""
@@ -129,5 +130,6 @@ class Roofline:
             flops = sequences * tokens * backbone.score_flops(looked_at, decode)
             held = context + tokens if looked_at == whole else min(context + tokens, backbone.window + tokens)
             cache = VALUE_BYTES * backbone.cache_values * sequences * held
-            seconds.append(max(flops / self.(gpu.dense_flops_per_s or gpu.flops_per_s), cache / self.gpu.memory_bytes_per_s))
+            flops_per_s = self.gpu.dense_flops_per_s or self.gpu.flops_per_s
+            seconds.append(max(flops / flops_per_s, cache / self.gpu.memory_bytes_per_s))
         return SCORES_S + float(np.mean(seconds))
