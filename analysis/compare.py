@@ -69,7 +69,9 @@ def compare(
     write_result(folder, "compare", about, rows)
     print_rows(about, rows)
     if figures:
-        plots.draw_comparison(folder / "figures", parts["held_out"], plans, rows, cost.tokens_per_rank)
+        plots.draw_comparison(
+            folder / "figures", parts["held_out"], plans, rows, cost.tokens_per_rank, assumed=about["assumed"]
+        )
     drawn = f", {len(plots.FIGURES)} figures in figures/" if figures else ""
     print(f"\nwrote {folder}/result.json, {len(plans)} plans in plans/{drawn}")
     return rows

@@ -28,7 +28,8 @@ class GPU:
             (bytes of the rows, once); infinite if that is not to be counted.
         weight_types: for types of expert weights other than bf16 (`fp8`, `mxfp4`, ...), the SPEEDS that differ. Kernels
             of their own for prefill are a type of their own (`fp8_prefill`).
-        dense_flops_per_s: throughput of dense products (attention, head), where it is not that of experts; 0 if it is.
+        dense_flops_per_s, dense_memory_bytes_per_s: of dense products (attention, head), where experts' kernels reach
+            less; 0 if they do not.
         assumed: which of its figures no measurement supports; shown beside every prediction. "" if none.
     """
 
@@ -44,13 +45,15 @@ class GPU:
     least_s: float = 0.0
     overlap: float = math.inf
     dense_flops_per_s: float = 0.0
+    dense_memory_bytes_per_s: float = 0.0
     assumed: str = ""
 
     def __post_init__(self) -> None:
         for name in ("flops_per_s", "memory_bytes_per_s", "memory_bytes", "tile_tokens"):
             require_positive(f"gpu {self.name}: {name}", getattr(self, name))
-        if not 0 <= self.dense_flops_per_s < math.inf:
-            raise ValueError(f"gpu {self.name}: dense_flops_per_s must not be negative, got {self.dense_flops_per_s}")
+        for name in ("dense_flops_per_s", "dense_memory_bytes_per_s"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"gpu {self.name}: {name} must not be negative, got {getattr(self, name)}")
         if not self.overlap >= 1:
             raise ValueError(f"gpu {self.name}: overlap must be at least 1, got {self.overlap}")
         if not self.copy_bytes_per_s > 0:
@@ -68,6 +71,12 @@ class GPU:
 
     def __hash__(self) -> int:
         return hash((self.name, self.flops_per_s, self.memory_bytes_per_s, self.memory_bytes))
+
+    def for_dense(self) -> "GPU":
+        """This device with its speeds for dense products."""
+        flops_per_s = self.dense_flops_per_s or self.flops_per_s
+        memory = self.dense_memory_bytes_per_s or self.memory_bytes_per_s
+        return replace(self, flops_per_s=flops_per_s, memory_bytes_per_s=memory)
 
     def for_weights(self, weight_type: str) -> "GPU":
         """This device with its speeds for a type of weights; unchanged where it knows none for that type."""

@@ -88,7 +88,9 @@ def backbone_time(model: MoEModel, gpu: GPU, work: Pass, tables: bool = False) -
     backbone, hidden = model.backbone, model.hidden_size
     if backbone is None:
         raise ValueError(f"model {model.name} has no backbone: its configuration must give model.backbone")
-    kernels: Kernels = KernelTables(gpu.name, backbone.weight_type) if tables else Roofline(gpu, backbone.weight_type)
+    kernels: Kernels = (
+        KernelTables(gpu.name, backbone.weight_type) if tables else Roofline(gpu.for_dense(), backbone.weight_type)
+    )
     attention = sum(kernels.product_s(work.num_tokens, *sizes) for sizes in backbone.attention_products(hidden))
     attention += kernels.scores_s(backbone, work.sequences, work.tokens, work.context)
     dense = _ffn_s(kernels, work.num_tokens, hidden, backbone.dense_ffn_size) if backbone.num_dense_layers else 0.0
@@ -118,8 +120,7 @@ class Roofline:
         """See Kernels."""
         gpu, weight_bytes = self.gpu.for_weights(self.weight_type), 1 if self.weight_type == "fp8" else 2
         moved = weight_bytes * inputs * outputs + VALUE_BYTES * tokens * (inputs + outputs)
-        flops_per_s = gpu.dense_flops_per_s or gpu.flops_per_s
-        return KERNEL_S + max(2 * tokens * inputs * outputs / flops_per_s, moved / gpu.memory_bytes_per_s)
+        return KERNEL_S + max(2 * tokens * inputs * outputs / gpu.flops_per_s, moved / gpu.memory_bytes_per_s)
 
     def scores_s(self, backbone: Backbone, sequences: float, tokens: int, context: int) -> float:
         """See Kernels; a causal token looks at half of its own part, in every other layer within the window."""
@@ -130,6 +131,5 @@ class Roofline:
             flops = sequences * tokens * backbone.score_flops(looked_at, decode)
             held = context + tokens if looked_at == whole else min(context + tokens, backbone.window + tokens)
             cache = VALUE_BYTES * backbone.cache_values * sequences * held
-            flops_per_s = self.gpu.dense_flops_per_s or self.gpu.flops_per_s
-            seconds.append(max(flops / flops_per_s, cache / self.gpu.memory_bytes_per_s))
+            seconds.append(max(flops / self.gpu.flops_per_s, cache / self.gpu.memory_bytes_per_s))
         return SCORES_S + float(np.mean(seconds))

@@ -28,3 +28,9 @@ def test_an_unknown_type_of_weights_has_the_speeds_of_bf16():
 def test_speeds_that_cannot_be_are_refused(speeds: dict[str, float], message: str):
     with pytest.raises(ValueError, match=message):
         GPU("toy", 10, 4, 100, weight_types={"fp8": speeds})
+
+
+def test_dense_products_have_the_speeds_of_experts_unless_others_are_given():
+    assert DEVICE.for_dense().flops_per_s == 10
+    faster = GPU("toy", 10, 4, 100, dense_flops_per_s=30, dense_memory_bytes_per_s=5).for_dense()
+    assert (faster.flops_per_s, faster.memory_bytes_per_s) == (30, 5)
