@@ -18,6 +18,7 @@ from grace_opt.configuration import CONF_DIR, groups
 from grace_opt.gpu import GPU
 from simulator.calibration import communication, experts
 from simulator.calibration.comparison import PROTOCOLS, Comparison
+from simulator.calibration.expert_tables import is_expert_table
 from simulator.calibration.tables import Table, has_package, read_table
 from simulator.transport import Transport
 
@@ -92,7 +93,7 @@ def of_table(table: Table, preset: str | None, fit: str | None) -> Sequence[Comp
         if isinstance(constants, GPU):
             raise ValueError(f"{table.source} measures communication, but preset={preset} is a GPU: give a transport")
         return communication.compare_table(table, other, constants, protocol)
-    if experts.is_expert_table(table):
+    if is_expert_table(table):
         if isinstance(constants, Transport):
             raise ValueError(f"{table.source} measures experts, but preset={preset} is a transport: give a GPU")
         return experts.compare_table(table, other, constants, protocol)

@@ -21,6 +21,9 @@ from grace_opt.problem import Problem
 from grace_opt.routing import POLICIES, Routing
 from grace_opt.topology import Topology
 from grace_opt.trace import Trace
+from simulator.calibration.expert_tables import rows_of
+from simulator.calibration.experts import predict
+from simulator.calibration.tables import Table
 
 settings.register_profile("grace", deadline=None, max_examples=80)  # time decides no test: the first call compiles
 settings.load_profile("grace")
@@ -190,3 +193,32 @@ def _changed(value: Any, where: tuple[Any, ...], change: Callable[[Any, Any], No
         parent = parent[key]
     change(parent, where[-1])
     return value
+
+
+# Experts of a GPU that exists in tests only; tables made with it have exactly its times.
+EXPERT_GPU = GPU("true", 1e15, 3e12, 1.0, 20e-6, 1, row_s=1e-8, least_s=1e-9, overlap=6.0)
+
+
+@pytest.fixture(scope="session")
+def expert_gpu() -> GPU:
+    return EXPERT_GPU
+
+
+@pytest.fixture(scope="session")
+def make_expert_table() -> Callable[..., Table]:
+    """(distributions=("uniform",), ep_sizes=(8, 32, 128)) -> experts in FP8, timed as on expert_gpu."""
+    return _expert_table
+
+
+def _expert_table(distributions: Sequence[str] = ("uniform",), ep_sizes: Sequence[int] = (8, 32, 128)) -> Table:
+    cells = [(n, ep, name) for ep in ep_sizes for n in (64, 512, 4096, 32768) for name in distributions]
+    sizes = {"hidden_size": 7168.0, "inter_size": 2048.0, "topk": 8.0, "num_experts": 256.0, "latency": 1.0}
+    columns: dict[str, Any] = {name: np.full(len(cells), value) for name, value in sizes.items()}
+    columns |= {
+        "num_tokens": np.array([n for n, _, _ in cells], float),
+        "moe_ep_size": np.array([ep for _, ep, _ in cells], float),
+        "distribution": np.array([name for _, _, name in cells]),
+        "moe_dtype": np.full(len(cells), "fp8_block"),
+    }
+    seconds = predict(rows_of(Table("made up", columns)), EXPERT_GPU)
+    return Table("made up", {**columns, "latency": seconds * 1e3})

@@ -9,33 +9,25 @@ import pytest
 
 from analysis import accuracy
 from grace_opt.configuration import read_configuration, run
-from grace_opt.gpu import GPU
-from simulator.calibration import experts
 from simulator.calibration.comparison import Comparison
-from simulator.calibration.tables import Table
 
-TRUTH = GPU("true", 1e15, 3e12, 1.0, 20e-6, 1, row_s=1e-8, least_s=1e-9, overlap=6.0)
 FIELDS = ("data", "protocol", "num_rows", "median_pct", "mean_pct", "p90_pct", "worst_pct", "bias_pct")
 
 
-def write_table(path: Path, ep_sizes: tuple[int, ...], slower: float = 1.0) -> Path:
-    """Evenly loaded and skewed rows whose times are those of TRUTH, or so many times as long."""
-    cells = [(n, ep, name) for ep in ep_sizes for n in (64, 512, 4096, 32768) for name in ("uniform", "power_law_1.2")]
-    fixed = {"hidden_size": 7168.0, "inter_size": 2048.0, "topk": 8.0, "num_experts": 256.0}
-    columns = {name: np.full(len(cells), value) for name, value in fixed.items()}
-    columns |= {
-        "num_tokens": np.array([n for n, _, _ in cells], float),
-        "moe_ep_size": np.array([ep for _, ep, _ in cells], float),
-        "distribution": np.array([name for _, _, name in cells]),
-        "moe_dtype": np.full(len(cells), "fp8_block"),
-        "latency": np.ones(len(cells)),
-    }
-    columns["latency"] = experts.predict(experts.rows_of(Table("made up", columns)), TRUTH) * 1e3 * slower
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
-    return path
+@pytest.fixture
+def write_table(make_expert_table):
+    """(path, ep_sizes, slower=1) -> file of even and skewed rows, so many times as long as on expert_gpu."""
+
+    def write(path: Path, ep_sizes: tuple[int, ...], slower: float = 1.0) -> Path:
+        columns = dict(make_expert_table(("uniform", "power_law_1.2"), ep_sizes).columns)
+        columns["latency"] = columns["latency"] * slower
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+        return path
+
+    return write
 
 
 def command(tmp_path: Path, *overrides: str) -> list[dict]:
@@ -50,7 +42,7 @@ def test_errors_are_summed_up_without_their_sign_and_the_bias_with_it():
     assert row["reached"] is None
 
 
-def test_a_table_is_tested_under_every_protocol_that_applies(tmp_path: Path, capsys):
+def test_a_table_is_tested_under_every_protocol_that_applies(tmp_path: Path, write_table, capsys):
     rows = command(tmp_path, f"table={write_table(tmp_path / 'mine.csv', (8, 32, 128))}")
     assert {row["protocol"] for row in rows} == {"in_sample", "uniform_to_skewed", "leave_one_ep_size_out"}
     assert all(row["mean_pct"] < 3 for row in rows)
@@ -59,13 +51,13 @@ def test_a_table_is_tested_under_every_protocol_that_applies(tmp_path: Path, cap
     assert "uniform_to_skewed" in capsys.readouterr().out
 
 
-def test_constants_of_another_table_show_a_bias(tmp_path: Path):
+def test_constants_of_another_table_show_a_bias(tmp_path: Path, write_table):
     mine = write_table(tmp_path / "mine.csv", (16,), slower=2.0)
     (row,) = command(tmp_path, f"table={mine}", f"fit={write_table(tmp_path / 'other.csv', (8, 32, 128))}")
     assert row["protocol"] == "other_table" and row["bias_pct"] == pytest.approx(-50, abs=3)
 
 
-def test_a_preset_is_tested_as_it_is(tmp_path: Path):
+def test_a_preset_is_tested_as_it_is(tmp_path: Path, write_table):
     (row,) = command(tmp_path, f"table={write_table(tmp_path / 'mine.csv', (8,))}", "preset=h100")
     assert row["protocol"] == "preset"
 
@@ -85,7 +77,7 @@ def test_a_preset_is_tested_as_it_is(tmp_path: Path):
         (["table={odd}"], "odd.csv is no table of a known form; it has the columns a, b"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(tmp_path: Path, overrides: list[str], message: str):
+def test_what_cannot_be_compared_is_one_line(tmp_path: Path, write_table, overrides: list[str], message: str):
     mine, odd = write_table(tmp_path / "mine.csv", (8, 32, 128)), tmp_path / "odd.csv"
     odd.write_text("a,b\n1,2\n")
     with pytest.raises((ValueError, OSError), match=".") as error:

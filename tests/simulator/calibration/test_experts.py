@@ -6,28 +6,9 @@ import numpy as np
 import pytest
 
 from grace_opt.configuration import build, read_configuration
-from grace_opt.gpu import GPU
 from simulator.calibration import experts
 from simulator.calibration.skew import drawn_tokens, even_tokens
 from simulator.calibration.tables import Table, has_package
-
-TRUTH = GPU("true", 1e15, 3e12, 1.0, 20e-6, 1, row_s=1e-8, least_s=1e-9, overlap=6.0)
-SIZES = {"hidden_size": 7168.0, "inter_size": 2048.0, "topk": 8.0, "num_experts": 256.0}
-
-
-def made_up(distributions: tuple[str, ...] = ("uniform",), ep_sizes: tuple[int, ...] = (8, 32, 128)) -> Table:
-    """A table whose times are exactly those of TRUTH."""
-    cells = [(n, ep, name) for ep in ep_sizes for n in (64, 512, 4096, 32768) for name in distributions]
-    columns = {name: np.full(len(cells), value) for name, value in SIZES.items()}
-    columns |= {
-        "num_tokens": np.array([n for n, _, _ in cells], float),
-        "moe_ep_size": np.array([ep for _, ep, _ in cells], float),
-        "distribution": np.array([name for _, _, name in cells]),
-        "moe_dtype": np.full(len(cells), "fp8_block"),
-        "latency": np.ones(len(cells)),
-    }
-    table = Table("made up", columns)
-    return Table("made up", {**columns, "latency": experts.predict(experts.rows_of(table), TRUTH) * 1e3})
 
 
 def test_even_loads_give_every_expert_its_share():
@@ -46,35 +27,35 @@ def test_drawn_loads_keep_every_pair_and_time_the_busiest_rank():
     assert (drawn_tokens(512, 256, 8, 1, 1.2).sum(axis=1) == 512 * 8).all()
 
 
-def test_a_fit_finds_the_speeds_that_made_the_rows():
-    found = experts.fit(experts.rows_of(made_up()))
+def test_a_fit_finds_the_speeds_that_made_the_rows(make_expert_table, expert_gpu):
+    found = experts.fit(experts.rows_of(make_expert_table()))
     for name in ("flops_per_s", "memory_bytes_per_s", "launch_s", "row_s"):
-        assert found[name] == pytest.approx(getattr(TRUTH, name), rel=0.05)
+        assert found[name] == pytest.approx(getattr(expert_gpu, name), rel=0.05)
 
 
-def test_skewed_rows_do_not_change_a_fit():
-    even = experts.fit(experts.rows_of(made_up()))
-    assert experts.fit(experts.rows_of(made_up(("uniform", "power_law_1.2")))) == even
+def test_skewed_rows_do_not_change_a_fit(make_expert_table):
+    even = experts.fit(experts.rows_of(make_expert_table()))
+    assert experts.fit(experts.rows_of(make_expert_table(("uniform", "power_law_1.2")))) == even
 
 
-def test_all_protocols_that_apply_are_compared_and_exact_rows_have_no_error():
-    table = made_up(("uniform", "power_law_1.2"))
+def test_all_protocols_that_apply_are_compared_and_exact_rows_have_no_error(make_expert_table):
+    table = make_expert_table(("uniform", "power_law_1.2"))
     found = experts.compare_table(table, None, None, None)
     assert {c.protocol for c in found} == {"in_sample", "uniform_to_skewed", "leave_one_ep_size_out"}
     assert max(np.abs(c.error).max() for c in found) < 0.05
 
 
-def test_a_preset_is_tested_as_it_is():
-    twice = dataclasses.replace(TRUTH, launch_s=40e-6)
-    (found,) = experts.compare_table(made_up(), None, twice, None)
+def test_a_preset_is_tested_as_it_is(make_expert_table, expert_gpu):
+    twice = dataclasses.replace(expert_gpu, launch_s=40e-6)
+    (found,) = experts.compare_table(make_expert_table(), None, twice, None)
     assert found.protocol == "preset"
     assert np.allclose(found.predicted_s - found.measured_s, 20e-6)
 
 
-def test_rows_are_never_fitted_to_and_tested_on():
+def test_rows_are_never_fitted_to_and_tested_on(make_expert_table):
     with pytest.raises(ValueError, match="12 rows of made up are also in made up: a row is either fitted to or tested"):
-        experts.compare_table(made_up(), made_up(), None, None)
-    (found,) = experts.compare_table(made_up(ep_sizes=(16,)), made_up(), None, None)
+        experts.compare_table(make_expert_table(), make_expert_table(), None, None)
+    (found,) = experts.compare_table(make_expert_table(ep_sizes=(16,)), make_expert_table(), None, None)
     assert found.protocol == "other_table" and np.abs(found.error).max() < 0.05
 
 
@@ -85,15 +66,15 @@ def test_rows_are_never_fitted_to_and_tested_on():
         ("moe_dtype", "int3", "moe_dtype must be one of bfloat16"),
     ],
 )
-def test_rows_that_are_not_understood_are_refused(column: str, value: str, message: str):
-    table = made_up()
+def test_rows_that_are_not_understood_are_refused(column: str, value: str, message: str, make_expert_table):
+    table = make_expert_table()
     with pytest.raises(ValueError, match=message):
         experts.rows_of(Table("made up", {**table.columns, column: np.full(len(table), value)}))
 
 
-def test_a_protocol_without_rows_is_refused():
+def test_a_protocol_without_rows_is_refused(make_expert_table):
     with pytest.raises(ValueError, match="fit=uniform_to_skewed does not apply to made up"):
-        experts.compare_table(made_up(), None, None, "uniform_to_skewed")
+        experts.compare_table(make_expert_table(), None, None, "uniform_to_skewed")
 
 
 @pytest.mark.skipif(not has_package(), reason="measured tables: the optional package is not installed")
