@@ -57,6 +57,7 @@ def solve(planner: Planner, problem: Problem) -> Solution:
     solution = planner(problem)
     seconds = time.perf_counter() - start
     options: dict[str, Any] = dataclasses.asdict(planner) if dataclasses.is_dataclass(planner) else {}
+    options.pop("cost", None)  # the cost model that a planner searches with is that of the run
     provenance = {**solution.plan.provenance, "options": options}
     return dataclasses.replace(
         solution, plan=dataclasses.replace(solution.plan, provenance=provenance), seconds=seconds

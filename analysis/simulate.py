@@ -1,4 +1,4 @@
-"""`grace-opt simulate`: price a saved plan on a trace and a topology, and explain the result."""
+"""`grace-opt simulate`: price a saved plan on a trace and a topology, layer by layer and end to end, and explain it."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,9 +6,10 @@ from pathlib import Path
 from analysis.parts import problems
 from analysis.plots import caveat, save
 from analysis.report import print_bounds, print_rows
-from analysis.results import Row, assumed_constants, describe, price, require_writable, write_result
+from analysis.results import Row, assumed_constants, describe, require_writable, write_result
 from analysis.timeline_files import draw_timelines, write_chrome_trace
 from analysis.traffic_matrix import traffic_matrix
+from analysis.whole_model import Passes, counted, counter, end_to_end, fields, price_overlapped, print_end_to_end
 from grace_opt.cost import CostModel
 from grace_opt.homes import Homes
 from grace_opt.model import MoEModel
@@ -18,9 +19,10 @@ from grace_opt.solution import Solution
 from grace_opt.split import Split
 from grace_opt.topology import Topology
 from grace_opt.trace import Trace
-from grace_opt.traffic import Traffic, traffic
+from grace_opt.traffic import Traffic
 from simulator.bottleneck import bounds
 from simulator.cluster import SimulatedCluster
+from simulator.overlap import require_overlap
 from simulator.timeline import timeline
 
 
@@ -33,6 +35,8 @@ def simulate(
     cost: CostModel,
     plan: str,
     output: str,
+    passes: Passes,
+    overlap: str = "none",
     explain: bool = True,
     figures: bool = True,
     batches: int = 4,
@@ -40,7 +44,9 @@ def simulate(
     """Price a plan on both parts of the trace; write result.json.
 
     Args:
-        explain: say of the held-out part what bounds each step, and write its timeline.
+        passes: of the whole model, end to end; left out with a warning if the model has no backbone.
+        overlap: `none`, or `two_batch` (see `simulator.overlap`).
+        explain: say of the held-out part what bounds each step, and write its timeline; with two batches of halves.
         figures: draw the timeline and the traffic matrix of the held-out part.
         batches: of the timeline that are written.
 
@@ -49,24 +55,34 @@ def simulate(
     """
     if batches < 1:
         raise ValueError(f"batches must be at least 1, got {batches}")
+    require_overlap(overlap)
     saved = read_plan(plan)
     saved.check(model, topology)
     parts = problems(model, topology, trace, split, homes, saved.placement.slots_used.max(axis=0).tolist())
     folder = require_writable(output)
     name = str(saved.provenance.get("planner", "plan"))
-    counts = {key: traffic(part.trace, saved, cost.tokens_per_rank) for key, part in parts.items()}
-    rows = [price(name, "file", key, part, Solution(saved), cost, counts[key]) for key, part in parts.items()]
-    about = describe(parts["fit"], parts, cost, split, homes)
+    count = {key: counter(part, saved) for key, part in parts.items()}
+    counts = {key: counted(part, count[key], cost.tokens_per_rank, overlap) for key, part in parts.items()}
+    whole = {key: end_to_end(cost, part, count[key], passes, overlap) for key, part in parts.items()}
+    rows = [
+        {**price_overlapped(name, "file", key, part, Solution(saved), cost, counts[key], overlap), **fields(whole[key])}
+        for key, part in parts.items()
+    ]
+    about = {**describe(parts["fit"], parts, cost, split, homes), "overlap": overlap, "end_to_end": whole["held_out"]}
     print_rows(about, rows)
-    held_out, counted = parts["held_out"], counts["held_out"]
+    if overlap == "two_batch":
+        print("two half batches take turns: phases are of both halves, a layer hides some of them; what follows about")
+        print("bounds, timelines and traffic is of one half after the other")
+    print_end_to_end(whole["held_out"])
+    held_out, shown = parts["held_out"], counts["held_out"]
     written = ["result.json"]
     if explain and isinstance(cost, SimulatedCluster):
-        about["bounds"] = [asdict(bound) for bound in bounds(cost, held_out, saved, counted)]
-        print_bounds(about["bounds"], counted.tokens.shape[1])
-        written += _write_timeline(folder, cost, held_out, counted, name, figures, batches)
+        about["bounds"] = [asdict(bound) for bound in bounds(cost, held_out, saved, shown)]
+        print_bounds(about["bounds"], shown.tokens.shape[1])
+        written += _write_timeline(folder, cost, held_out, shown, name, figures, batches)
     if figures:
         title = f"{name}: {model.name} on {topology.name}, held out{caveat(about['assumed'])}"
-        save(folder / "figures" / "traffic_matrix.png", traffic_matrix(counted, cost.scheme, title))
+        save(folder / "figures" / "traffic_matrix.png", traffic_matrix(shown, cost.scheme, title))
         written.append("figures/traffic_matrix.png")
     write_result(folder, "simulate", about, rows)
     print(f"\nwrote {', '.join(written)} in {folder}")

@@ -165,12 +165,14 @@ def _table(sweep: Sweep, rows: Sequence[Row]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     for name in names:
         table.add_column(short(name))
-    for title in ("slots\nper rank", "load\nmax/mean", "cross-node\nrows/token", "layer\nms", "over\nlinear"):
+    titles = ["slots\nper rank", "load\nmax/mean", "cross-node\nrows/token", "layer\nms", "over\nlinear"]
+    whole = any(row.get("time_per_token_s") is not None for row in rows)
+    for title in (*titles, *(("first\ntoken ms", "next\nms") if whole else ())):
         table.add_column(title, justify="right")
     for row in rows:
         values = [escape(shown(name, row[name])) for name in names]
         if row["status"] == "error":
-            table.add_row(*values, "", "", "", "failed", "", style="yellow")
+            table.add_row(*values, "", "", "", "failed", style="yellow")
             continue
         speedup = row.get("speedup_over_linear")
         table.add_row(
@@ -180,8 +182,13 @@ def _table(sweep: Sweep, rows: Sequence[Row]) -> Table:
             f"{row['cross_node_rows_per_token']:.3f}",
             f"{row['layer_time_s'] * 1e3:.3f}",
             "" if speedup is None else f"{speedup:.2f}x",
+            *(_ms(row[name]) for name in ("time_to_first_token_s", "time_per_token_s") if whole),
         )
     return table
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1e3:.2f}"
 
 
 def _done(sweep: Sweep, folder: Path) -> str:

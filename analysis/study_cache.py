@@ -78,7 +78,7 @@ class StudyCache:
         parts = {split: dataclasses.replace(part, slots=slots) for split, part in parts.items()}
         return Solution(plan, **plan.provenance["solution"]), parts
 
-    def counts(self, split: str, problem: Problem, plan: Plan, tokens_per_rank: int | None) -> Traffic:
+    def counts(self, split: str, problem: Problem, plan: Plan, tokens_per_rank: float | None) -> Traffic:
         """The traffic of a plan on one part of the trace."""
         of_part = [self.parts[part] for part in ("trace", "split", "homes")]
         name = _digest([digest(plan), split, problem.topology.num_ranks, tokens_per_rank, *of_part])

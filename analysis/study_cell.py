@@ -19,8 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from analysis.parts import problems, solve, with_wanted_slots
-from analysis.results import Row, price
+from analysis.results import Row
 from analysis.study_cache import StudyCache
+from analysis.whole_model import Count, Passes, counted, counter, end_to_end, fields, price_overlapped
 from grace_opt import __version__
 from grace_opt.atomic import write_text_atomically
 from grace_opt.configuration import build, check
@@ -33,12 +34,14 @@ from grace_opt.solution import Planner
 from grace_opt.split import Split
 from grace_opt.topology import Topology
 from grace_opt.trace import Trace
+from simulator.overlap import require_overlap
 
 _OF_THE_PLAN = (
     *("planner", "method", "split", "scheme", "slots", "slots_used", "slots_per_rank_used"),
-    *("objective", "bound", "gap", "plan_s"),
+    *("objective", "bound", "gap", "plan_s", "overlap"),
 )
-PARTS = ("model", "topology", "trace", "split", "homes", "cost", "planner")
+PARTS = ("model", "topology", "trace", "split", "homes", "cost", "planner", "passes")
+OPTIONS = ("slots_per_rank", "overlap")
 
 
 def price_cell(
@@ -49,10 +52,14 @@ def price_cell(
     homes: Homes,
     cost: CostModel,
     planner: Planner,
+    passes: Passes,
+    overlap: str = "none",
     slots_per_rank: int | Sequence[int] | None = None,
     cache: StudyCache | None = None,
 ) -> Row:
     """Plan on the fit part and price on both: one row, the figures of the fit part under `fit_` names.
+
+    The whole model's passes are priced on the held-out part, and left out with a warning if the model has no backbone.
 
     Raises:
         ValueError: bad input, the planner cannot plan within the slots, or they do not fit into memory.
@@ -64,13 +71,21 @@ def price_cell(
     else:
         solution, parts = cache.solve(planner, parts, asks=slots_per_rank is None)
     name = str(solution.plan.provenance["planner"])
+    count = {part: _counter(part, problem, solution.plan, cache) for part, problem in parts.items()}
     rows = {}
     for part, problem in parts.items():
-        counts = None if cache is None else cache.counts(part, problem, solution.plan, cost.tokens_per_rank)
-        rows[part] = price(name, type(planner).__name__, part, problem, solution, cost, counts)
+        counts = counted(problem, count[part], cost.tokens_per_rank, overlap)
+        rows[part] = price_overlapped(name, type(planner).__name__, part, problem, solution, cost, counts, overlap)
+    whole = fields(end_to_end(cost, parts["held_out"], count["held_out"], passes, overlap))
     fit = {f"fit_{key}": value for key, value in rows["fit"].items() if key not in _OF_THE_PLAN}
     held_out = {key: value for key, value in rows["held_out"].items() if key != "split"}
-    return {**_about(parts["held_out"], solution.plan, cost), **held_out, **fit}
+    return {**_about(parts["held_out"], solution.plan, cost), **held_out, **whole, **fit}
+
+
+def _counter(part: str, problem: Problem, plan: Plan, cache: StudyCache | None) -> Count:
+    if cache is None:
+        return counter(problem, plan)
+    return lambda tokens: cache.counts(part, problem, plan, tokens)
 
 
 def _about(problem: Problem, plan: Plan, cost: CostModel) -> Row:
@@ -101,7 +116,7 @@ class Cell:
     """What decides the row of one cell.
 
     Attributes:
-        content: the resolved configuration of each part, and `slots_per_rank`.
+        content: the resolved configuration of each part, and the options.
         parts: digest of each, files named by it replaced by their content.
         digest: of all of them and the version.
     """
@@ -115,13 +130,14 @@ class Cell:
         """From a composed configuration, `scaled` applied.
 
         Raises:
-            ValueError: `scaled` does not name a number and a factor.
+            ValueError: `scaled` does not name a number and a factor, or there is no such overlap.
         """
         config = copy.deepcopy(config)
         if config.get("scaled") is not None:
             _scale(config, str(config.scaled))
         check(config)
-        content = {key: OmegaConf.to_container(config)[key] for key in (*PARTS, "slots_per_rank")}  # type: ignore[index, call-overload]
+        require_overlap(config.overlap)
+        content = {key: OmegaConf.to_container(config)[key] for key in (*PARTS, *OPTIONS)}  # type: ignore[index, call-overload]
         parts = {key: _digest(_with_file_contents(value)) for key, value in content.items()}
         return cls(content, parts, _digest([__version__, parts]))
 
@@ -142,8 +158,7 @@ class Cell:
         """Its row, computed."""
         built = {key: _built(key, json.dumps(self.content[key]), self.parts[key]) for key in PARTS}
         cache = StudyCache(Path(output) / "cache", self.parts)
-        slots = self.content["slots_per_rank"]
-        return price_cell(**built, slots_per_rank=slots, cache=cache)
+        return price_cell(**built, **{key: self.content[key] for key in OPTIONS}, cache=cache)
 
 
 def run_cell(config: DictConfig) -> dict[str, Any]:

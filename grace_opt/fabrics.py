@@ -3,7 +3,7 @@
 rails      node0.gpu0 --- rail0 --- node1.gpu0      GPUs of equal local number meet on a rail; rails meet on a
                            |                        spine. With forwarding (NCCL's PXN) a row for another local
            node0.gpu1 --- rail1 --- node1.gpu1      number first crosses its own node to the GPU on that rail, and
-                           |                        the spine stays empty.
+                           |                        the spine, which nothing would cross, is left out.
                          spine
 
 leaves     nodes 0..k-1 --- leaf0 --- spine --- leaf1 --- nodes k..2k-1      uplinks carry their hosts' bandwidth
@@ -39,17 +39,15 @@ def rails(
     Args:
         intra_bytes_per_s, intra_latency_s: per GPU and direction inside a node.
         inter_bytes_per_s, inter_latency_s: per network card and direction, and latency over a rail.
-        spine_bytes_per_s, spine_latency_s: of each rail's uplink and direction, and what the spine adds to the latency.
-        forward: whether rows reach another rail through the node.
+        spine_bytes_per_s, spine_latency_s: of each rail's uplink and direction, and what the spine adds to the latency;
+            without effect where rows are forwarded.
+        forward: whether rows reach another rail through the node, however fast the spine is.
 
     Raises:
-        ValueError: a size that cannot be, or a spine so fast that nothing would be forwarded.
+        ValueError: a size that cannot be.
     """
     _require_nodes(name, num_nodes, ranks_per_node)
-    if forward and spine_latency_s <= intra_latency_s:
-        raise ValueError(
-            f"topology {name}: spine_latency_s must exceed intra_latency_s, or nothing is forwarded inside the node"
-        )
+    require_positive(f"topology {name}: spine_bytes_per_s", spine_bytes_per_s)
     if inter_latency_s <= intra_latency_s:
         raise ValueError(f"topology {name}: inter_latency_s must exceed intra_latency_s")
     graph = nx.Graph()
@@ -59,7 +57,7 @@ def rails(
             graph.add_node(vertex, gpu=gpu, node=node, forwards=forward)
             graph.add_edge(vertex, f"node{node}.switch", bytes_per_s=intra_bytes_per_s, latency_s=intra_latency_s / 2)
             graph.add_edge(vertex, f"rail{local}", bytes_per_s=inter_bytes_per_s, latency_s=inter_latency_s / 2)
-    for local in range(ranks_per_node):
+    for local in range(0 if forward else ranks_per_node):  # routes are those of least latency: no way round
         graph.add_edge(f"rail{local}", "spine", bytes_per_s=spine_bytes_per_s, latency_s=spine_latency_s / 2)
     return Topology.from_graph(name, graph, assumed=assumed)
 
@@ -90,7 +88,7 @@ def leaves(
         ValueError: a size that cannot be.
     """
     _require_nodes(name, num_nodes, ranks_per_node)
-    require_positive(f"topology {name}: nodes_per_leaf", nodes_per_leaf)
+    _require_count(f"topology {name}: nodes_per_leaf", nodes_per_leaf)
     if not 1 <= oversubscription < math.inf:
         raise ValueError(f"topology {name}: oversubscription must be at least 1, got {oversubscription}")
     if inter_latency_s <= intra_latency_s:
@@ -140,7 +138,7 @@ def heterogeneous(
             raise ValueError(f"topology {name}: nodes[{number}].gpu is {node['gpu']!r}; gpus has {', '.join(gpus)}")
         if not 0 <= node["intra_latency_s"] < inter_latency_s:
             raise ValueError(f"topology {name}: nodes[{number}].intra_latency_s must be below inter_latency_s")
-        require_positive(f"topology {name}: nodes[{number}].ranks", node["ranks"])
+        _require_count(f"topology {name}: nodes[{number}].ranks", node["ranks"])
         for local in range(node["ranks"]):
             vertex, inside = f"node{number}.gpu{local}", node["intra_latency_s"] / 2
             graph.add_node(vertex, gpu=gpus[node["gpu"]], node=number)
@@ -150,5 +148,10 @@ def heterogeneous(
 
 
 def _require_nodes(name: str, num_nodes: int, ranks_per_node: int) -> None:
-    if num_nodes < 1 or ranks_per_node < 1:
-        raise ValueError(f"topology {name} needs at least one node and one rank per node")
+    _require_count(f"topology {name}: num_nodes", num_nodes)
+    _require_count(f"topology {name}: ranks_per_node", ranks_per_node)
+
+
+def _require_count(what: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{what} must be a whole number from 1, got {value!r}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 ROW_VALUES = 7168
-SPEEDS = ("flops_per_s", "memory_bytes_per_s", "launch_s", "tile_tokens", "row_s", "least_s", "overlap")
+SPEEDS = ("flops_per_s", "memory_bytes_per_s", "launch_s", "tile_tokens", "slot_s", "row_s", "least_s", "overlap")
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,12 @@ class GPU:
         memory_bytes: device memory.
         launch_s: fixed cost of one grouped expert computation.
         tile_tokens: an expert's tokens are computed in tiles of this many rows.
+        slot_s: time of a physical expert of the rank, whether tokens chose it or not; of n, slot_s * n^0.75
+            (`simulator.compute`).
         row_s: time of what surrounds the matrix products of an expert (permuting, quantising, activation), per row of
             ROW_VALUES; rows of other sizes in proportion.
-        least_s: least time of one grouped expert computation, where the host starts its kernels one by one.
+        least_s: least time of one grouped expert computation, where the host starts its kernels one by one; the longer
+            of both hides all but a little of the other.
         overlap: exponent p with which loading and computing of an expert add up, (load^p + compute^p)^(1/p); infinite
             if the longer of both hides the other wholly.
         copy_bytes_per_s: rate at which rows are put in the order of their destinations, and summed when they return
@@ -47,6 +50,7 @@ class GPU:
     dense_flops_per_s: float = 0.0
     dense_memory_bytes_per_s: float = 0.0
     assumed: str = ""
+    slot_s: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("flops_per_s", "memory_bytes_per_s", "memory_bytes", "tile_tokens"):
@@ -58,7 +62,7 @@ class GPU:
             raise ValueError(f"gpu {self.name}: overlap must be at least 1, got {self.overlap}")
         if not self.copy_bytes_per_s > 0:
             raise ValueError(f"gpu {self.name}: copy_bytes_per_s must be positive, got {self.copy_bytes_per_s}")
-        for name in ("launch_s", "row_s", "least_s"):
+        for name in ("launch_s", "slot_s", "row_s", "least_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"gpu {self.name}: {name} must be a time in seconds, got {getattr(self, name)}")
         for weight_type, speeds in self.weight_types.items():

@@ -5,12 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from grace_opt.cost import LayerTime
 from grace_opt.model import MoEModel
 from grace_opt.plan import Plan
 from grace_opt.problem import Problem
 from grace_opt.traffic import PREDICTED_SCHEMES, Traffic, require_scheme, traffic
 from simulator.compute import expert_seconds, phase_end
+from simulator.least_time import least_time
 from simulator.network import SHARING, StageDetail, phase_seconds, stage_detail
 from simulator.row_bytes import require_wire_type, row_bytes
 from simulator.transport import Transport
@@ -74,6 +78,16 @@ class SimulatedCluster:
             tokens_per_rank=float(counts.tokens_of_rank.mean()),
         )
 
+    def least_time(
+        self,
+        problem: Problem,
+        cross_rows: NDArray[np.float64],
+        intra_rows: NDArray[np.float64],
+        busiest_load: NDArray[np.float64],
+    ) -> LayerTime:
+        """A time that no plan beats whose rows and load are at least these [L] (see `simulator.least_time`)."""
+        return least_time(self, problem, cross_rows, intra_rows, busiest_load)
+
     def stage_details(
         self, problem: Problem, counts: Traffic
     ) -> tuple[tuple[StageDetail, ...], tuple[StageDetail, ...]]:
@@ -105,4 +119,5 @@ class SimulatedCluster:
             stages, row = counts.stages(self.scheme), self.dispatch_row_bytes(model)
             kernel = None if transport is None else transport.dispatch
         num_experts = counts.tokens.shape[2]
-        return price(problem.topology, stages, row, returning, kernel, self.sharing, num_experts)
+        choices = counts.pair_rows.sum(axis=3)
+        return price(problem.topology, stages, row, returning, kernel, self.sharing, num_experts, choices)

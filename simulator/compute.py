@@ -2,12 +2,17 @@
 
 A rank takes
 
-    max(least, launch + sum over its active experts of (load^p + compute^p)^(1/p) + row * rows)
+    (least^10 + busy^10)^(1/10)
+    busy = launch + slot * slots^0.75 + sum over its active experts of (load^p + compute^p)^(1/p) + row * rows
 
     load     expert_bytes / memory bandwidth
     compute  tiles * tile_flops / flops,  tiles = ceil(tokens / tile)
+    slot     kernels that look at every physical expert of the rank, active or not; slots that hold none count as well,
+             as engines give ranks equal numbers. The power is what evenly loaded experts show: a slot more takes 0.9 us
+             where there are 8 to 64, 0.6 us where there are 64 to 128 (B200, decode)
     row      what surrounds the matrix products: permuting, quantising, activation
-    least    what the host needs to start the kernels, where it starts them one by one
+    least    what the host needs to start the kernels, where it starts them one by one; the tenth powers make of the
+             larger of both a curve without a kink
     p        how well loading and computing of an expert overlap where both take as long; infinite: wholly
 
 In decode loading decides, so active experts count; in prefill tokens do. The constants are those of a GPU and a type of
@@ -26,7 +31,11 @@ from grace_opt.gpu import GPU, ROW_VALUES
 from grace_opt.model import MoEModel
 from grace_opt.topology import Topology
 
+SLOT_POWER = 0.75
+LEAST_POWER = 10
+
 Constants = tuple[NDArray[np.float64], ...]
+Power = NDArray[np.float64] | int
 
 
 def expert_seconds(model: MoEModel, topology: Topology, tokens_LBRS: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -44,6 +53,7 @@ def grouped_seconds(
     tile_s: NDArray[np.float64],
     tile_tokens: NDArray[np.float64],
     launch_s: NDArray[np.float64],
+    slot_s: NDArray[np.float64],
     row_s: NDArray[np.float64],
     least_s: NDArray[np.float64],
     overlap: NDArray[np.float64],
@@ -53,24 +63,29 @@ def grouped_seconds(
     """[...] seconds of grouped computations of experts with so many tokens [..., S]; none take none.
 
     Args:
-        load_s, tile_s, tile_tokens, launch_s, row_s, least_s, overlap: [...], see `constants_of`.
+        load_s, tile_s, tile_tokens, launch_s, slot_s, row_s, least_s, overlap: [...], see `constants_of`.
         rows: [...] rows that pass through what surrounds the products, if not the sum of the tokens.
     """
     compute = -(-tokens // tile_tokens[..., None].astype(np.int64)) * tile_s[..., None]
-    load = load_s[..., None]
-    more = np.maximum(compute, load)
-    less = np.minimum(compute, load) / more
-    power = overlap[..., None]
-    busy = np.where(tokens > 0, more * (1 + less**power) ** (1 / power), 0.0).sum(axis=-1)
+    each = _softly(compute, load_s[..., None], overlap[..., None])
+    experts = np.where(tokens > 0, each, 0.0).sum(axis=-1)
     passing = tokens.sum(axis=-1) if rows is None else rows
-    return np.asarray(np.where(busy > 0, np.maximum(busy + launch_s + row_s * passing, least_s), 0.0))
+    busy = launch_s + slot_s * tokens.shape[-1] ** SLOT_POWER + experts + row_s * passing
+    return np.asarray(np.where(experts > 0, _softly(busy, least_s, LEAST_POWER), 0.0))
+
+
+def _softly(one: NDArray[np.float64], other: NDArray[np.float64], power: Power) -> NDArray[np.float64]:
+    """(one^power + other^power)^(1/power): the larger, and somewhat more where both are close."""
+    more = np.maximum(one, other)
+    less = np.minimum(one, other) / np.maximum(more, np.finfo(np.float64).tiny)
+    return np.asarray(more * (1 + less**power) ** (1 / power))
 
 
 def constants_of(gpu: GPU, expert_bytes: float, flops_per_token: float, hidden_size: float) -> tuple[float, ...]:
-    """What `grouped_seconds` needs: load_s, tile_s, tile_tokens, launch_s, row_s, least_s, overlap."""
+    """What `grouped_seconds` needs: load_s, tile_s, tile_tokens, launch_s, slot_s, row_s, least_s, overlap."""
     load_s, tile_s = expert_bytes / gpu.memory_bytes_per_s, gpu.tile_tokens * flops_per_token / gpu.flops_per_s
     row_s = gpu.row_s * hidden_size / ROW_VALUES
-    return load_s, tile_s, gpu.tile_tokens, gpu.launch_s, row_s, gpu.least_s, gpu.overlap
+    return load_s, tile_s, gpu.tile_tokens, gpu.launch_s, gpu.slot_s, row_s, gpu.least_s, gpu.overlap
 
 
 @lru_cache(maxsize=16)

@@ -16,8 +16,9 @@ With a transport the last line is one of several bounds, and its start-up takes 
 With sharing `max_min` flows share links max-min fairly, which the last line bounds from below.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,8 @@ class StageDetail:
 
     Attributes:
         seconds: float64 [C], time of the stage.
-        rank_s: float64 [C, R], until a rank's own rows are sent and received; 0 for a rank without any.
+        rank_s: float64 [C, R], until a rank's own rows are sent and received, and places for them filled; 0 for a rank
+            without any.
         bound: int64 [C], index into BOUNDS of what decides the stage.
         where: int64 [C], the rank, or the link (`topology.link_names`) that decides; -1 for nothing and latency.
         startup_s: float64 [C], start-up or latency.
@@ -83,6 +85,7 @@ def phase_seconds(
     kernel: Kernel | None = None,
     sharing: str = "busiest_link",
     num_experts: int = 0,
+    choices_LBR: NDArray[Any] | None = None,
 ) -> NDArray[np.float64]:
     """[L, B] seconds of a phase of several stages, one after the other unless the kernel overlaps them.
 
@@ -91,9 +94,12 @@ def phase_seconds(
         kernel: of a transport; None if links alone limit.
         sharing: one of SHARING.
         num_experts: physical experts of a layer, for kernels whose start-up grows with them.
+        choices_LBR: [L, B, R] choices of each rank's own tokens, for kernels that fill a place for each; None: as many
+            as rows that come home, which is less where copies of one token's choices share a rank.
     """
     loads = [stage_load(topology, rows, returning) for rows in stages]
-    return loads_seconds(topology, loads, row_bytes, kernel, sharing, num_experts).reshape(loads[0].shape)
+    choices_CR = None if choices_LBR is None else choices_LBR.reshape(-1, topology.num_ranks)
+    return loads_seconds(topology, loads, row_bytes, kernel, sharing, num_experts, choices_CR).reshape(loads[0].shape)
 
 
 def loads_seconds(
@@ -103,6 +109,7 @@ def loads_seconds(
     kernel: Kernel | None = None,
     sharing: str = "busiest_link",
     num_experts: int = 0,
+    choices_CR: NDArray[Any] | None = None,
 ) -> NDArray[np.float64]:
     """[C] seconds of a phase whose stages were counted already (see `phase_seconds`)."""
     kernel = kernel or Kernel()
@@ -115,6 +122,8 @@ def loads_seconds(
             seconds = np.maximum(seconds, np.where(_used(load, scope), line.min(axis=0), 0.0))
         times.append(np.where(load.travels, seconds + _copy_seconds(topology, load, row_bytes, kernel), 0.0))
     total = np.max(times, axis=0) if kernel.pipelined else sum(times)
+    if math.isfinite(kernel.fill_bytes_per_s):
+        total = total + _fill_seconds(loads, row_bytes, kernel, choices_CR).max(axis=1)
     return np.asarray(total)
 
 
@@ -126,14 +135,18 @@ def stage_detail(
     kernel: Kernel | None = None,
     sharing: str = "busiest_link",
     num_experts: int = 0,
+    choices_LBR: NDArray[Any] | None = None,
 ) -> tuple[StageDetail, ...]:
     """Of each stage, what `phase_seconds` is made of; those of a pipelined kernel run at the same time."""
     kernel = kernel or Kernel()
     loads = [stage_load(topology, rows, returning) for rows in stages]
-    return tuple(
+    *first, last = (
         _detail(topology, load, row_bytes, kernel, sharing, num_experts, sm_CR)
         for load, sm_CR in zip(loads, _sm_seconds(loads, row_bytes, kernel), strict=True)
     )
+    choices_CR = None if choices_LBR is None else choices_LBR.reshape(-1, topology.num_ranks)
+    fill_CR = _fill_seconds(loads, row_bytes, kernel, choices_CR)
+    return *first, replace(last, seconds=last.seconds + fill_CR.max(axis=1), rank_s=last.rank_s + fill_CR)
 
 
 def _scopes(kernel: Kernel) -> tuple[int, ...]:
@@ -176,7 +189,7 @@ def _bounds(
         np.array([np.full(len(pairs_C), part.startup_s) for part in protocols]),
         np.array([[part.least_s] for part in protocols]),
         np.array([[part.growth_s(num_ends, num_experts, row_bytes)] for part in protocols]),
-        np.stack([ends_CR / part.bytes_per_s for part in protocols]),
+        np.stack([ends_CR / part.bytes_per_s_among(num_ends) for part in protocols]),
         np.stack([pairs_C / part.pair_bytes_per_s for part in protocols]),
         wire_C,
     )
@@ -196,6 +209,15 @@ def _copy_seconds(topology: Topology, load: StageLoad, row_bytes: float, kernel:
         return np.zeros(len(load.rows))
     copy_bytes_per_s = np.array([gpu.copy_bytes_per_s for gpu in topology.gpus])
     return np.asarray((load.ordered_rows * row_bytes / copy_bytes_per_s).max(axis=1))
+
+
+def _fill_seconds(
+    loads: Sequence[StageLoad], row_bytes: float, kernel: Kernel, choices_CR: NDArray[Any] | None
+) -> NDArray[np.float64]:
+    """[C, R] seconds until a rank's places for rows that come home are filled; where none travel, no kernel runs."""
+    placed_CR = loads[-1].ordered_rows if choices_CR is None else choices_CR
+    travels_C = np.any([load.travels for load in loads], axis=0)
+    return np.asarray(placed_CR * row_bytes / kernel.fill_bytes_per_s * travels_C[:, None])
 
 
 def _link_seconds(topology: Topology, load: StageLoad, row_bytes: float) -> NDArray[np.float64]:

@@ -6,11 +6,14 @@ The links of a topology limit the wires, the kernels of a transport the ranks. A
         min over the kernel's protocols for that scope of
             growth + max(least, startup + max(rank bytes / bandwidth, pair bytes / pair bandwidth, SMs, busiest link))
 
+and, where it fills places for what comes back, the time of that pass.
+
 A rank's bytes are those it sends or receives in that scope, whichever is more. Growth is with the number n of ranks of
 a node, or of nodes: as 1 - 1/n, the share of them that are others, or as log2 n, the rounds of a barrier; with the
-number of experts; and with the size of a row, the first of which must pass before the next. SMs move every row that a
-rank sends or receives in any stage, those that stay with it included, at so many bytes per second each, with a
-surcharge a row: on DeepEP's normal kernels one rate holds for 4 to 24 SMs, for 2 and 4 nodes, and for 1 to 22 choices.
+number of experts; and with the size of a row, the first of which must pass before the next. Bandwidth may fall with n.
+SMs move every row that a rank sends or receives in any stage, those that stay with it included, at so many bytes per
+second each, with a surcharge a row: on DeepEP's normal kernels one rate holds for 4 to 24 SMs, for 2 and 4 nodes, and
+for 1 to 22 choices.
 A scope without protocols is limited by links and latency alone.
 """
 
@@ -41,6 +44,8 @@ class Protocol:
         round_s: time added per doubling of them: times log2 n.
         row_bytes_per_s: what a single row passes at; adds the time of one row.
         expert_s: time added per physical expert of the layer, as each is told how many rows come.
+        half_ends: ranks of the node, or nodes, among which `bytes_per_s` is half: more of them share the kernel's
+            blocks, their queues and the switch. Bandwidth among n is bytes_per_s / (1 + n / half_ends).
     """
 
     startup_s: float
@@ -51,14 +56,19 @@ class Protocol:
     round_s: float = 0.0
     row_bytes_per_s: float = math.inf
     expert_s: float = 0.0
+    half_ends: float = math.inf
 
     def __post_init__(self) -> None:
         for name in ("startup_s", "least_s", "spread_s", "round_s", "expert_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"transport: {name} must be a time in seconds, got {getattr(self, name)}")
-        for name in ("bytes_per_s", "pair_bytes_per_s", "row_bytes_per_s"):
+        for name in ("bytes_per_s", "pair_bytes_per_s", "row_bytes_per_s", "half_ends"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"transport: {name} must be positive, got {getattr(self, name)}")
+
+    def bytes_per_s_among(self, num_ends: int) -> float:
+        """Bytes/s of a rank among so many ranks of a node, or nodes."""
+        return self.bytes_per_s / (1 + num_ends / self.half_ends)
 
     def growth_s(self, num_ends: int, num_experts: int, row_bytes: float) -> float:
         """Seconds added among so many ranks of a node, or nodes."""
@@ -78,6 +88,8 @@ class Kernel:
         sm_row_bytes: what handling a row costs them besides its bytes, in bytes.
         pipelined: stages of the hierarchical scheme overlap, so that a phase takes its slowest stage, not their sum.
         places_rows: rows are read where they lie and written where they belong, without a pass to put them in order.
+        fill_bytes_per_s: before rows come back a rank fills a place for each choice of its own tokens with zeros, at so
+            many bytes per second, whichever rank serves it; infinite if it does not.
     """
 
     inside: Sequence[Protocol] = ()
@@ -88,15 +100,18 @@ class Kernel:
     sm_row_bytes: float = 0.0
     pipelined: bool = False
     places_rows: bool = False
+    fill_bytes_per_s: float = math.inf
 
     def __post_init__(self) -> None:
         for scope in SCOPES:
             object.__setattr__(self, scope, tuple(_made(Protocol, part, scope) for part in getattr(self, scope)))
         if self.sms is not None and self.sms < 1:
             raise ValueError(f"transport: sms must be at least 1 or null, got {self.sms}")
-        for name in ("sm_inside_bytes_per_s", "sm_between_bytes_per_s"):
+        for name in ("sm_inside_bytes_per_s", "sm_between_bytes_per_s", "fill_bytes_per_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"transport: {name} must be positive, got {getattr(self, name)}")
+        if self.pipelined and self.fill_bytes_per_s < math.inf:
+            raise ValueError("transport: a pipelined kernel fills no places, set fill_bytes_per_s to infinity")
         if not 0 <= self.sm_row_bytes < math.inf:
             raise ValueError(f"transport: sm_row_bytes must be a number of bytes, got {self.sm_row_bytes}")
 

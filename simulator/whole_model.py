@@ -1,24 +1,20 @@
-"""Seconds of a whole request batch: prompts through all layers, then one token at a time, from the layers' replay.
+"""Seconds of a whole model: prompts through all layers, then one token at a time, from the layers' replay.
 
-    pass      sum over MoE layers of (attention + router + shared + dispatch + experts + combine) + dense layers + head
-    overlap   two_batch: the pass is cut into two halves; while one communicates the other computes, so a layer takes
-              2 max(communication, computation) of a half, and the first half's shorter part once more to start
+    pass      sum over MoE layers of (attention + router + dispatch, shared experts meanwhile + experts + combine)
+              + dense layers + head; two overlapping batches take turns in the MoE layers (`simulator.overlap`), and
+              dense layers and head are paid by each half
     request   one pass over the prompts + one pass for each token after the first
 
-Every phase of every layer and batch ends when its slowest rank does (`SimulatedCluster`); means are taken after that.
-Shared experts run while rows are dispatched if that hides them, and add what is longer.
+Every phase of every layer and batch ends when its slowest rank does. Passes are put together batch by batch; means over
+batches are taken after that. Attention runs where sequences live, and the rank that holds most of a batch decides.
 """
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from grace_opt.cost import LayerTime
 from grace_opt.model import MoEModel
 from grace_opt.topology import Topology
 from simulator.backbone import BackboneTime, Pass, backbone_time
-
-OVERLAPS = ("none", "two_batch")
+from simulator.overlap import PhaseTimes, passes_s
 
 
 @dataclass(frozen=True)
@@ -56,13 +52,28 @@ class Workload:
 
 @dataclass(frozen=True)
 class PassTime:
-    """Seconds of one forward pass, and what they consist of; with overlap the parts sum to more than the whole."""
+    """Seconds of one forward pass, mean over batches, and what they consist of.
+
+    The parts sum to more than the whole where something is hidden behind something else.
+
+    Attributes:
+        total_s: the pass.
+        all_to_all_s, experts_s, backbone_s: dispatch and combine, routed experts, all that surrounds them.
+        idle_s: mean wait for the slowest rank's experts, contained in experts_s.
+        measured: attention and dense parts are from measured tables, not from the roofline.
+    """
 
     total_s: float
     all_to_all_s: float
     experts_s: float
     idle_s: float
     backbone_s: float
+    measured: bool
+
+    @property
+    def hidden_s(self) -> float:
+        """Seconds of the parts that pass behind others."""
+        return max(0.0, self.all_to_all_s + self.experts_s + self.backbone_s - self.total_s)
 
 
 @dataclass(frozen=True)
@@ -90,65 +101,59 @@ class EndToEnd:
         return float(getattr(self.prefill, name) + self.passes * getattr(self.decode, name))
 
 
-def pass_time(model: MoEModel, layers: LayerTime, around: BackboneTime, overlap: str = "none") -> PassTime:
+def slowest_backbone(model: MoEModel, topology: Topology, work: Pass, tables: bool = False) -> BackboneTime:
+    """Time of what surrounds the experts on the slowest kind of GPU, which decides.
+
+    Raises:
+        ValueError: the model has no backbone, or a size is longer than what was measured.
+        MissingDataError: `tables` are asked for, but are not there for this GPU or these heads.
+    """
+    kinds = [backbone_time(model, gpu, work, tables) for gpu in dict.fromkeys(topology.gpus)]
+    return max(kinds, key=lambda kind: kind.attention_s)
+
+
+def pass_time(phases: PhaseTimes, around: BackboneTime, overlap: str = "none") -> PassTime:
     """One forward pass.
 
     Args:
-        layers: of all MoE layers, for the tokens of the pass (with two_batch: of half of them).
+        phases: of all MoE layers, in batches of the pass (with two_batch: in halves of them).
         around: of the backbone, for the same tokens.
         overlap: one of OVERLAPS.
 
     Raises:
         ValueError: there is no such overlap.
     """
-    if overlap not in OVERLAPS:
-        raise ValueError(f"overlap must be one of {', '.join(OVERLAPS)}, got {overlap!r}")
-    communication_L = layers.dispatch_s + layers.combine_s
-    computation_L = around.attention_s + around.router_s + layers.experts_s
+    before_s = around.attention_s + around.router_s
     halves = 1 if overlap == "none" else 2
-    if overlap == "none":
-        dispatch_L = np.maximum(layers.dispatch_s, around.shared_s)
-        total = float((computation_L + dispatch_L + layers.combine_s).sum()) + around.other_s
-    else:
-        computation_L = computation_L + around.shared_s
-        start = min(float(communication_L[0]), float(computation_L[0]))
-        total = float(2 * np.maximum(communication_L, computation_L).sum()) + start + 2 * around.other_s
-    surrounding = len(communication_L) * (around.attention_s + around.router_s + around.shared_s) + around.other_s
-    return PassTime(
-        total,
-        halves * float(communication_L.sum()),
-        halves * float(layers.experts_s.sum()),
-        halves * float(layers.idle_s.sum()),
-        halves * surrounding,
-    )
+    total = passes_s(phases, before_s, around.shared_s, overlap).mean() + halves * around.other_s
+    parts = (phases.dispatch_s + phases.combine_s, phases.experts_s, phases.idle_s)
+    all_to_all, experts, idle = (halves * float(part_LB.sum(axis=0).mean()) for part_LB in parts)
+    backbone = phases.num_layers * (before_s + around.shared_s) + around.other_s
+    return PassTime(float(total), all_to_all, experts, idle, halves * backbone, around.measured)
 
 
 def end_to_end(
-    model: MoEModel, topology: Topology, workload: Workload, prefill: LayerTime, decode: LayerTime,
+    model: MoEModel, topology: Topology, workload: Workload, prefill: PhaseTimes, decode: PhaseTimes,
     overlap: str = "none", tables: bool = False,
 ) -> EndToEnd:  # fmt: skip
-    """The whole workload; the slowest kind of GPU decides the backbone's time.
+    """The whole workload.
 
     Args:
-        prefill, decode: times of the MoE layers in batches of the pass's tokens per rank (half of them, if two
+        prefill, decode: times of the MoE layers in batches of the pass's tokens per rank (in halves of them, if two
             batches overlap).
         tables: attention from measured tables where they have it.
     """
     halves = 1 if overlap == "none" else 2
     times = []
-    for work, layers in (
+    for work, phases in (
         (workload.prefill(topology.num_ranks), prefill),
         (workload.decode(topology.num_ranks), decode),
     ):
         part = Pass(work.sequences / halves, work.tokens, work.context)
-        wanted = part.num_tokens
-        if not 0.5 * wanted <= layers.tokens_per_rank <= 1.5 * wanted:
-            raise ValueError(
-                f"the layers were timed with {layers.tokens_per_rank:.0f} tokens per rank, a pass has {wanted:.0f}"
-            )
-        kinds = [backbone_time(model, gpu, part, tables) for gpu in dict.fromkeys(topology.gpus)]
-        around = max(kinds, key=lambda kind: kind.attention_s)
-        times.append(pass_time(model, layers, around, overlap))
+        wanted, timed = part.num_tokens, float(phases.tokens_of_rank.mean())
+        if not 0.5 * wanted <= timed <= 1.5 * wanted:
+            raise ValueError(f"the layers were timed with {timed:.0f} tokens per rank, a pass has {wanted:.0f}")
+        times.append(pass_time(phases, slowest_backbone(model, topology, part, tables), overlap))
     passes = workload.generated_tokens - 1
     total = times[0].total_s + passes * times[1].total_s
     return EndToEnd(times[0], times[1], passes, workload.sequences * workload.generated_tokens / total)

@@ -196,7 +196,7 @@ def _changed(value: Any, where: tuple[Any, ...], change: Callable[[Any, Any], No
 
 
 # Experts of a GPU that exists in tests only; tables made with it have exactly its times.
-EXPERT_GPU = GPU("true", 1e15, 3e12, 1.0, 20e-6, 1, row_s=1e-8, least_s=1e-9, overlap=6.0)
+EXPERT_GPU = GPU("true", 1e15, 3e12, 1.0, 20e-6, 1, row_s=1e-8, least_s=1e-9, overlap=2.0, slot_s=1e-6)
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,9 @@ CAPACITY: tuple[tuple[str, float, float], ...] = (
 UNKNOWN_CAPACITY = (1e15, 1e15)
 HEADER_BYTES = 16  # DeepEP's low-latency dispatch sends with each row
 ELEMENT_BYTES = {"half": 2.0, "int8": 1.0, "float": 4.0, "bfloat16": 2.0}
+TWO_SIDED = "NVLinkTwoSided"
+"""Its combine writes each choice's row to a place of its own, filled with zeros before, and is measured without the sum
+over them (TensorRT-LLM, `mnnvl_moe_alltoallv_combine` with do_reduce false)."""
 ROW_TYPES = {"bfloat16": "bf16", "fp8": "fp8_tensor", "nvfp4": "nvfp4"}
 
 
@@ -142,7 +145,8 @@ def _one_sided(table: Table) -> dict[str, list[Exchange]]:
         layout = Layout(1, int(ranks), inside, 1e15, "even", int(experts), int(top_k))
         phase = operation.removeprefix("alltoall_")
         size = row_bytes(int(hidden), ROW_TYPES[value_type] if phase == "dispatch" else "bf16")
-        exchange = Exchange(layout, "flat", phase == "combine", size, None, rows["num_tokens"], rows["latency"] * 1e-3)
+        back, fills = phase == "combine", phase == "combine" and kernel == TWO_SIDED
+        exchange = Exchange(layout, "flat", back, size, None, rows["num_tokens"], rows["latency"] * 1e-3, fills)
         found.setdefault(f"{kernel} {value_type} {phase}", []).append(exchange)
     return found
 

@@ -61,6 +61,7 @@ class Exchange:
         sms: SMs the kernel ran on; None if they do not limit it.
         tokens: float64 [rows], tokens of a rank.
         measured_s: float64 [rows].
+        fills: whether the kernel fills a place for each choice before rows come back.
     """
 
     layout: Layout
@@ -70,6 +71,7 @@ class Exchange:
     sms: int | None
     tokens: NDArray[np.float64]
     measured_s: NDArray[np.float64]
+    fills: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -77,8 +79,12 @@ class Exchange:
     def seconds(self, kernel: Kernel) -> NDArray[np.float64]:
         """[rows] predicted under a transport's kernel."""
         kernel = replace(kernel, sms=self.sms)
-        loads = _loads(self.layout, self.scheme, self.returning, tuple(self.tokens.tolist()))
-        return loads_seconds(_topology(self.layout), loads, self.row_bytes, kernel, num_experts=self.layout.num_experts)
+        layout = self.layout
+        loads = _loads(layout, self.scheme, self.returning, tuple(self.tokens.tolist()))
+        choices_CR = np.tile(self.tokens[:, None] * layout.top_k, layout.num_ranks)
+        return loads_seconds(
+            _topology(layout), loads, self.row_bytes, kernel, num_experts=layout.num_experts, choices_CR=choices_CR
+        )
 
 
 def predicted(exchanges: Sequence[Exchange], kernel: Kernel) -> NDArray[np.float64]:

@@ -13,28 +13,18 @@ from scipy.optimize import least_squares
 
 from grace_opt.gpu import GPU, SPEEDS
 from simulator.calibration.comparison import Comparison
-from simulator.calibration.expert_tables import (
-    BF16,
-    FORM,
-    INFERSIM,
-    SYSTEMS,
-    WEIGHT_TYPES,
-    Rows,
-    bf16_rows,
-    infersim_rows,
-    is_expert_table,
-    rows_of,
-    wide_table,
-)
-from simulator.calibration.tables import MissingDataError, Table, data_sheet, packaged
+from simulator.calibration.expert_tables import DATA, FORM, SYSTEMS, WEIGHT_TYPES, Rows, is_expert_table, rows_of
+from simulator.calibration.tables import MissingDataError, Table, data_sheet
 from simulator.compute import constants_of, grouped_seconds
 
-OVERLAP = 6.0
-"""On H100, H200, B200 and GB200 alike the best of 2 to 12 for FP8 experts of 64 to 1024 tokens."""
+OVERLAP = 2.0
+"""Of 1.5, 2, 3, 4, 6 and 20 the best or within 0.3 points of it for evenly loaded experts, FP8 and bf16 alike."""
+NEGLIGIBLE = {"slot_s": 1e-9, "row_s": 1e-10, "least_s": 1e-8}
+"""Fitted constants that would add less than a microsecond are 0."""
 
 
 def predict(rows: Rows, gpu: GPU) -> NDArray[np.float64]:
-    """[rows] seconds; the median over draws."""
+    """[rows] seconds; the mean over draws."""
     result = np.empty(len(rows.tokens))
     shapes = [tokens.shape for tokens in rows.tokens]
     for shape in set(shapes):
@@ -44,7 +34,7 @@ def predict(rows: Rows, gpu: GPU) -> NDArray[np.float64]:
         constants = np.array([constants_of(gpu, *size) for size in sizes]).T[:, :, None] * np.ones(shape[0])
         given = rows.passing[alike, None]
         passing = np.where(np.isnan(given), tokens.sum(axis=2), given)
-        result[alike] = np.median(grouped_seconds(tokens, *constants, rows=passing), axis=1)
+        result[alike] = grouped_seconds(tokens, *constants, rows=passing).mean(axis=1)
     return result
 
 
@@ -57,28 +47,30 @@ def fit(rows: Rows, peak_flops_per_s: float = 5e15) -> dict[str, float]:
     Raises:
         ValueError: too few rows.
     """
-    known = rows.where(rows.uniform & ~rows.sparse)
+    known = rows.where(rows.uniform)
     if len(known.tokens) < 6:
-        raise ValueError(f"{len(known.tokens)} evenly loaded rows with a pair for every expert are too few to fit to")
-    prefill = not np.isnan(known.passing).all()
-    starts = [[f, 2e12, a, 1e-8, 4e-4 if prefill else 1e-9] for f in (2e14, 1.2e15) for a in (20e-6, 200e-6)]
+        raise ValueError(f"{len(known.tokens)} evenly loaded rows are too few to fit to")
+    starts = [[f, 2e12, a, 1e-6, 1e-8, 4e-4 if rows.prefill else 1e-9] for f in (2e14, 1.2e15) for a in (20e-6, 200e-6)]
 
     def gpu_of(logs: NDArray[np.float64]) -> GPU:
-        flops, bandwidth, launch, row, least = np.exp(logs)
-        return GPU("fitted", flops, bandwidth, 1.0, launch, known.tile, row_s=row, least_s=least, overlap=OVERLAP)
+        flops, bandwidth, launch, slot, row, least = np.exp(logs)
+        times = {"launch_s": launch, "slot_s": slot, "row_s": row, "least_s": least}
+        return GPU("fitted", flops, bandwidth, 1.0, tile_tokens=known.tile, overlap=OVERLAP, **times)
 
     def errors(logs: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(np.log(predict(known, gpu_of(logs)) / known.measured_s))
 
     # rows of one small shape tell neither what a launch takes nor what a row does from what products take
     one_small_shape = len(np.unique(known.hidden_size)) == 1 and known.expert_bytes.max() < 2e7
-    launch, row = (4e-5, 1e-11) if one_small_shape and not prefill else (1e-3, 1e-5)
-    most = np.log([peak_flops_per_s, 1e13, launch, row, 1e-2])
-    limits = np.log([1e12, 1e9, 5e-6, 1e-12, 1e-10]), most
+    launch, row = (4e-5, 1e-11) if one_small_shape and not rows.prefill else (1e-3, 1e-5)
+    slot = 1e-5 if len(np.unique([tokens.shape[1] for tokens in known.tokens])) > 1 else 1e-11
+    most = np.log([peak_flops_per_s, 1e13, launch, slot, row, 1e-2])
+    limits = np.log([1e12, 1e9, 5e-6, 1e-12, 1e-12, 1e-10]), most
     robust = {"loss": "soft_l1", "f_scale": 0.03, "max_nfev": 200}
     found = [least_squares(errors, np.minimum(np.log(s), most - 0.01), bounds=limits, **robust) for s in starts]
     gpu = gpu_of(min(found, key=lambda one: float(one.cost)).x)
-    return {name: float(getattr(gpu, name)) for name in SPEEDS}
+    speeds = {name: float(getattr(gpu, name)) for name in SPEEDS}
+    return speeds | {name: 0.0 for name, least in NEGLIGIBLE.items() if speeds[name] < least}
 
 
 def gpu_with(speeds: Mapping[str, float]) -> GPU:
@@ -89,31 +81,19 @@ def gpu_with(speeds: Mapping[str, float]) -> GPU:
 
 def comparisons(skipped: list[str]) -> Iterator[Comparison]:
     """All data sets that are present, each protocol; what is absent adds a line to `skipped`."""
-    for kind in ("generation", "context"):
-        found: dict[str, Rows] = {}
-        for gpu in SYSTEMS:
-            try:
-                found[gpu] = rows_of(wide_table(gpu, kind))
-            except MissingDataError as error:
-                skipped.append(f"grouped GEMM: {error}")
-                break
-            phase = "decode" if kind == "generation" else "prefill"
-            yield from compare_rows(f"grouped GEMM {phase}, DeepSeek-V3 FP8, {gpu.upper()}", found[gpu])
+    wide: dict[str, dict[str, Rows]] = {}
+    for one in DATA:
+        try:
+            rows = one.read()
+        except MissingDataError as error:
+            line = f"experts: {error}"
+            skipped.extend([line] if line not in skipped else [])
+            continue
+        yield from compare_rows(one.name, rows, peak_flops_per_s=one.peak_flops_per_s)
+        if one.kind in ("decode", "prefill"):
+            wide.setdefault(one.kind, {})[one.gpu] = rows
+    for kind, found in wide.items():
         yield from _other_gpus(kind, found)
-    for gpu, (path, peak) in BF16.items():
-        try:
-            rows = bf16_rows(packaged(path))
-        except MissingDataError as error:
-            skipped.append(f"fused MoE kernel: {error}")
-            break
-        yield from compare_rows(f"fused MoE kernel, bf16, {gpu.upper()}", rows, peak_flops_per_s=peak)
-    for gpu in INFERSIM:
-        try:
-            rows = infersim_rows(gpu)
-        except MissingDataError as error:
-            skipped.append(f"grouped GEMM of InferSim: {error}")
-            break
-        yield from compare_rows(f"grouped products, FP8, many shapes, {gpu.upper()} (InferSim)", rows)
 
 
 def compare_rows(
@@ -121,9 +101,8 @@ def compare_rows(
 ) -> Iterator[Comparison]:
     """The comparisons one set of rows allows; those of one protocol if it is named."""
     speeds = gpu_with(fit(rows, peak_flops_per_s))
-    known = ~rows.sparse
+    known, even = ~rows.sparse, rows.where(rows.uniform)
     if protocol in (None, "in_sample"):
-        even = rows.where(rows.uniform & known)
         yield Comparison(f"{data}", "in_sample", predict(even, speeds), even.measured_s, "evenly loaded experts")
     if protocol in (None, "uniform_to_skewed") and (~rows.uniform & known).any():
         skewed = rows.where(~rows.uniform & known)
@@ -136,7 +115,6 @@ def compare_rows(
         )
     sizes = np.unique(rows.ep_size)
     if protocol in (None, "leave_one_ep_size_out") and len(sizes) > 2:
-        even = rows.where(rows.uniform & known)
         parts = [(even.where(even.ep_size != size), even.where(even.ep_size == size)) for size in sizes]
         yield _left_out(data, "leave_one_ep_size_out", ((a, b) for a, b in parts if len(b.tokens)))
 
@@ -155,7 +133,7 @@ def compare_table(table: Table, fitted: Table | None, gpu: GPU | None, protocol:
     rows = rows_of(table)
     if gpu is not None:
         kind = WEIGHT_TYPES[str(table["moe_dtype"][0])] if "moe_dtype" in table else "bf16"
-        prefill = f"{kind}_prefill" if rows.tile > 1 else kind
+        prefill = f"{kind}_prefill" if rows.prefill else kind
         speeds = gpu.for_weights(prefill if prefill in gpu.weight_types else kind)
         return [Comparison(f"{table.source} with preset {gpu.name}", "preset", predict(rows, speeds), rows.measured_s)]
     if fitted is not None:
@@ -184,13 +162,8 @@ def require_apart(tested: Table, fitted: Table, columns: Iterable[str]) -> None:
 def presets() -> dict[str, dict[str, dict[str, float]]]:
     """Speeds by GPU and type of weights, fitted anew to all data that are present."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for gpu in SYSTEMS:
-        for kind, name in (("generation", "fp8"), ("context", "fp8_prefill")):
-            found.setdefault(gpu, {})[name] = fit(rows_of(wide_table(gpu, kind)))
-    for gpu, (path, peak) in BF16.items():
-        found.setdefault(gpu, {})["bf16"] = fit(bf16_rows(packaged(path)), peak)
-    for gpu in INFERSIM:
-        found.setdefault(gpu, {})["fp8"] = fit(infersim_rows(gpu))
+    for one in DATA:
+        found.setdefault(one.gpu, {})[one.weight_type] = fit(one.read(), one.peak_flops_per_s)
     return found
 
 
@@ -206,11 +179,10 @@ def _other_gpus(kind: str, found: Mapping[str, Rows]) -> Iterator[Comparison]:
         for name, sheet in (("flops_per_s", "fp8_tc_flops"), ("memory_bytes_per_s", "mem_bw")):
             reached = [fits[other][name] / sheets[other][sheet] for other in others]
             speeds[name] = float(np.exp(np.mean(np.log(reached)))) * sheets[gpu][sheet]
-        for name in ("launch_s", "row_s", "least_s"):
-            speeds[name] = float(np.exp(np.mean([np.log(fits[other][name]) for other in others])))
-        even = rows.where(rows.uniform & ~rows.sparse)
-        phase = "decode" if kind == "generation" else "prefill"
-        name = f"grouped GEMM {phase}, DeepSeek-V3 FP8, {gpu.upper()}"
+        for name in ("launch_s", "slot_s", "row_s", "least_s"):
+            speeds[name] = float(np.mean([fits[other][name] for other in others]))
+        even = rows.where(rows.uniform)
+        name = f"grouped GEMM {kind}, DeepSeek-V3 FP8, {gpu.upper()}"
         yield Comparison(name, "leave_one_gpu_type_out", predict(even, gpu_with(speeds)), even.measured_s)
 
 

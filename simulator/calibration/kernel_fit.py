@@ -26,6 +26,7 @@ RANGE = {
     "round_s": (1e-9, 1e-3),
     "expert_s": (1e-12, 1e-6),
     "sm_row_bytes": (1.0, 1e5),
+    "half_ends": (10.0, 1e5),
 }
 RATE_RANGE = (1e8, 1e14)
 
@@ -77,8 +78,8 @@ def identified(shape: Shape, exchanges: Sequence[Exchange]) -> Shape:
     varied_rows = len({exchange.row_bytes for exchange in exchanges}) > 1
 
     def kept(scope: str, name: str) -> bool:
-        if name in ("spread_s", "round_s"):
-            return len(sizes[scope]) > 1
+        if name in ("spread_s", "round_s", "half_ends"):
+            return len(sizes[scope]) > (2 if name == "half_ends" else 1)
         if name == "expert_s":
             return len({layout.num_experts for layout in layouts}) > 1
         if name == "row_bytes_per_s":

@@ -37,6 +37,16 @@ def test_a_cell_is_the_same_without_caches(tmp_path):
     assert {k: v for k, v in alone.items() if k != "plan_s"} == {k: kept[k] for k in alone if k != "plan_s"}
 
 
+def test_a_cell_says_what_the_whole_model_takes_with_and_without_overlap(tmp_path):
+    one, two = (run_cell(configuration(f"output={tmp_path}", f"overlap={o}"))["row"] for o in ("none", "two_batch"))
+    assert (one["overlap"], two["overlap"]) == ("none", "two_batch")
+    for row in (one, two):
+        assert row["time_to_first_token_s"] > row["num_layers"] * row["layer_time_s"] * 0.5
+        assert row["decode_tokens_per_s"] > 0
+    assert two["tokens_per_rank"] == one["tokens_per_rank"]
+    assert two["dispatch_s"] > one["dispatch_s"]
+
+
 def test_a_cell_that_is_done_is_not_run_again(tmp_path, monkeypatch):
     first = run_cell(configuration(f"output={tmp_path}"))["row"]
     monkeypatch.setattr(Cell, "price", lambda *_: pytest.fail("ran again"))
@@ -50,7 +60,7 @@ def test_a_cell_is_named_by_what_decides_its_row(tmp_path, monkeypatch):
     same = ["output=elsewhere", "figures=false", f"trace.path={copied}", "seed=0"]
     assert {Cell.from_config(configuration(text)).digest for text in same} == {name}
     others = ["scheme=flat", "slots_per_rank=19", "workload=decode", "topology.inter_latency_s=31e-6", "homes=random"]
-    others += ["scaled=topology.inter_latency_s*2", "planner.routing=tar"]
+    others += ["scaled=topology.inter_latency_s*2", "planner.routing=tar", "overlap=two_batch", "context=512"]
     assert name not in {Cell.from_config(configuration(text)).digest for text in others}
     data = bytearray(copied.read_bytes())
     data[-1] ^= 1
@@ -131,3 +141,8 @@ def test_memory_stays_flat_over_cells(tmp_path):
     finally:
         tracemalloc.stop()
     assert held[1] - held[0] < 1e6
+
+
+def test_an_unknown_overlap_is_refused_before_anything_runs():
+    with pytest.raises(ValueError, match="overlap must be one of none, two_batch, got 'full'"):
+        read_sweep("study", [*QUICK, "overlap=none,full"])

@@ -14,6 +14,9 @@ LINKS: dict[str, Any] = {
     "intra_bytes_per_s": 200, "intra_latency_s": 0.01, "inter_bytes_per_s": 20, "inter_latency_s": 0.1,
 }  # fmt: skip
 SPINE: dict[str, Any] = {"spine_bytes_per_s": 5, "spine_latency_s": 0.05}
+NODE: dict[str, Any] = {
+    "gpu": "a", "ranks": 2, "intra_bytes_per_s": 200, "intra_latency_s": 0.01, "inter_bytes_per_s": 20,
+}  # fmt: skip
 
 
 def route(topology: Topology, source: int, end: int) -> set[tuple[str, str]]:
@@ -43,6 +46,12 @@ def test_with_forwarding_a_row_first_crosses_its_own_node(gpu: GPU):
     assert route(topology, 0, 1) == inside
 
 
+def test_rows_are_forwarded_however_fast_the_spine_is(gpu: GPU):
+    topology = rails("r", gpu, 2, 2, **LINKS, spine_bytes_per_s=1e9, spine_latency_s=0, forward=True)
+    assert ("node0.gpu1", "rail1") in route(topology, 0, 3)
+    assert not any("spine" in ends for ends in topology.link_names)
+
+
 def test_an_uplink_carries_its_hosts_bandwidth_over_the_oversubscription(gpu: GPU):
     topology = leaves("l", gpu, 4, 2, 2, 4.0, **LINKS)
     speeds = dict(zip(topology.link_names, topology.link_bytes_per_s, strict=True))
@@ -70,10 +79,25 @@ def test_unequal_nodes_keep_their_own_links_and_gpus(gpu: GPU):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda gpu: rails("r", gpu, 0, 2, **LINKS, **SPINE, forward=True), "needs at least one node"),
         (
-            lambda gpu: rails("r", gpu, 2, 2, **LINKS, spine_bytes_per_s=5, spine_latency_s=0, forward=True),
-            "spine_latency_s must exceed intra_latency_s",
+            lambda gpu: rails("r", gpu, 0, 2, **LINKS, **SPINE, forward=True),
+            "topology r: num_nodes must be a whole number from 1, got 0",
+        ),
+        (
+            lambda gpu: rails("r", gpu, 2, 2.0, **LINKS, **SPINE, forward=True),
+            "topology r: ranks_per_node must be a whole number from 1, got 2.0",
+        ),
+        (
+            lambda gpu: rails("r", gpu, 2, 2, **LINKS, spine_bytes_per_s=0, spine_latency_s=0, forward=True),
+            "topology r: spine_bytes_per_s must be a positive finite number, got 0",
+        ),
+        (
+            lambda gpu: leaves("l", gpu, 2, 2, 1.5, 2.0, **LINKS),
+            "topology l: nodes_per_leaf must be a whole number from 1, got 1.5",
+        ),
+        (
+            lambda gpu: heterogeneous("h", {"a": gpu}, [{**NODE, "ranks": "2"}], 0.1),
+            "topology h: nodes\\[0\\].ranks must be a whole number from 1, got '2'",
         ),
         (lambda gpu: leaves("l", gpu, 2, 2, 1, 0.5, **LINKS), "oversubscription must be at least 1, got 0.5"),
         (lambda gpu: heterogeneous("h", {"a": gpu}, [{"gpu": "b"}], 0.1), "nodes\\[0\\] must give gpu, ranks, "),

@@ -22,6 +22,7 @@ def test_an_unknown_type_of_weights_has_the_speeds_of_bf16():
     [
         ({"speed": 1.0}, "weight_types.fp8.speed is none of flops_per_s, "),
         ({"flops_per_s": -1.0}, "flops_per_s must be a positive finite number, got -1"),
+        ({"slot_s": -1.0}, "slot_s must be a time in seconds, got -1"),
         ({"row_s": -1.0}, "row_s must be a time in seconds, got -1"),
     ],
 )

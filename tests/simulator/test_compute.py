@@ -39,6 +39,32 @@ def test_ranks_may_differ_in_speed(model: MoEModel, make_topology: Callable[...,
     assert taken == pytest.approx(np.array([[[0.05 + 0.6, 0.1 + 1.6], [0.05 + 0.3, 0.1 + 0.8]]]))
 
 
+def test_every_slot_takes_its_time_active_or_not(model: MoEModel, make_topology: Callable[..., Topology]) -> None:
+    topology = make_topology(1, 1)
+    topology = replace(topology, gpus=(replace(topology.gpus[0], slot_s=0.5),))
+    taken = [expert_seconds(model, topology, np.array([[[[1] + [0] * idle]]])).item() for idle in (0, 15)]
+    assert taken == pytest.approx([0.05 + 0.3 + 0.5, 0.05 + 0.3 + 0.5 * 8])  # 16^0.75 = 8
+
+
+def test_what_the_host_needs_hides_what_is_much_shorter(
+    model: MoEModel, make_topology: Callable[..., Topology]
+) -> None:
+    topology = make_topology(1, 1)  # an expert of 2 tokens takes 0.35 s
+    for least, seconds in ((0.0, 0.35), (3.5, 3.5), (0.35, 0.35 * 2**0.1), (0.035, 0.35)):
+        slow = replace(topology, gpus=(replace(topology.gpus[0], least_s=least),))
+        assert expert_seconds(model, slow, np.array([[[[2]]]])).item() == pytest.approx(seconds, rel=1e-6)
+        assert expert_seconds(model, slow, np.array([[[[0]]]])).item() == 0
+
+
+def test_loading_and_computing_may_hide_each_other_in_part(
+    model: MoEModel, make_topology: Callable[..., Topology]
+) -> None:
+    topology = make_topology(1, 1)
+    halves = replace(topology, gpus=(replace(topology.gpus[0], overlap=2.0),))
+    taken = expert_seconds(model, halves, np.array([[[[4]]]])).item()
+    assert taken == pytest.approx(0.05 + 0.5)  # (0.3^2 + 0.4^2)^(1/2)
+
+
 def test_more_tokens_never_take_less(model: MoEModel, make_topology: Callable[..., Topology]) -> None:
     tokens_LBRS = np.arange(40).reshape(40, 1, 1, 1)
     assert (np.diff(expert_seconds(model, make_topology(1, 1), tokens_LBRS).ravel()) >= 0).all()

@@ -228,6 +228,9 @@ def test_a_configuration_may_write_kernels_as_mappings():
         (lambda: Protocol(1, 0), "bytes_per_s must be positive, got 0"),
         (lambda: Kernel(sms=0), "sms must be at least 1 or null, got 0"),
         (lambda: Kernel(sm_row_bytes=-1), "sm_row_bytes must be a number of bytes, got -1"),
+        (lambda: Protocol(1, 1, half_ends=0), "half_ends must be positive, got 0"),
+        (lambda: Kernel(fill_bytes_per_s=-1), "fill_bytes_per_s must be positive, got -1"),
+        (lambda: Kernel(fill_bytes_per_s=1, pipelined=True), "a pipelined kernel fills no places"),
         (lambda: Kernel(inside=[{"startup": 1}]), "inside has 'startup', expected startup_s, bytes_per_s"),
         (lambda: Kernel(inside=[{"startup_s": 1}]), "inside must give at least startup_s and bytes_per_s"),
         (lambda: Kernel(inside=[3]), "inside has 3, expected startup_s"),
@@ -245,3 +248,43 @@ def test_what_makes_no_sense_is_refused_in_one_line(make, message):
     with pytest.raises(ValueError, match=message) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+def test_a_link_that_decides_is_one_of_its_own_scope(make_topology):
+    # inside 20 + 40 * 20 / 200 s, which links bound; between 0.1 + 6 s: the busiest link of all decides nothing
+    kernel = Kernel(inside=[Protocol(20.0, 1e6)], between=[Protocol(0.1, 1e6)])
+    topology = make_topology(inter_bytes_per_s=10)
+    (detail,) = stage_detail(topology, (rows_of({(0, 2): 3, (0, 1): 40}),), 20, kernel=kernel)
+    assert detail.seconds[0] == pytest.approx(24) and BOUNDS[detail.bound[0]] == "link"
+    assert topology.link_names[detail.where[0]] == ("node0.gpu0", "node0.switch")
+
+
+def test_bandwidth_falls_with_the_ranks_that_share_a_kernel(make_topology):
+    kernel = Kernel(inside=[Protocol(1.0, 100.0, half_ends=4)])  # among 2, 4 and 8: 1 / 1.5, 1 / 2, 1 / 3 of it
+    for ranks, expected in ((2, 1 + 3), (4, 1 + 4), (8, 1 + 6)):
+        topology = make_topology(1, ranks)
+        topology = replace(topology, link_bytes_per_s=topology.link_bytes_per_s * 1e6)
+        rows = np.zeros((1, 1, ranks, ranks))
+        rows[0, 0, 0, 1] = 10
+        assert phase_seconds(topology, (rows,), 20, kernel=kernel)[0, 0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_place_is_filled_for_every_choice_of_a_ranks_own_tokens(wires):
+    filled = replace(KERNEL, fill_bytes_per_s=40.0)  # half a second a place
+    rows = rows_of({(1, 0): 5, (0, 0): 2})
+    choices = np.array([[[9, 3, 0, 0]]])
+    plain = phase_seconds(wires, (rows,), 20, True, KERNEL)
+    assert phase_seconds(wires, (rows,), 20, True, filled, choices_LBR=choices) == pytest.approx(plain + 4.5)
+    assert phase_seconds(wires, (rows,), 20, True, filled) == pytest.approx(plain + 3.5)  # rows that come home
+    at_home = phase_seconds(wires, (rows_of({(0, 0): 7}),), 20, True, filled, choices_LBR=choices)
+    assert at_home == pytest.approx(0)
+    (detail,) = stage_detail(wires, (rows,), 20, True, filled, choices_LBR=choices)
+    assert detail.seconds == pytest.approx(plain.ravel() + 4.5)
+    (bare,) = stage_detail(wires, (rows,), 20, True, KERNEL)
+    assert detail.rank_s - bare.rank_s == pytest.approx(np.array([[4.5, 1.5, 0, 0]]))
+
+
+def test_several_stages_fill_places_once(wires):
+    filled, stages = replace(KERNEL, fill_bytes_per_s=40.0), (rows_of({(2, 0): 3}), rows_of({(1, 0): 4}))
+    plain = phase_seconds(wires, stages, 20, True, KERNEL)
+    assert phase_seconds(wires, stages, 20, True, filled) == pytest.approx(plain + 2)

@@ -14,9 +14,9 @@ from simulator.calibration.communication import compare_table, comparisons, is_c
 from simulator.calibration.exchange_tables import exchanges_of, form_of
 from simulator.calibration.exchanges import Exchange, Layout, distinct, predicted, uniform_traffic, visits_per_token
 from simulator.calibration.kernel_fit import Shape, fit_kernel
-from simulator.calibration.kernel_shapes import shapes_for
+from simulator.calibration.kernel_shapes import FILL_BYTES_PER_S, shapes_for
 from simulator.calibration.tables import MissingDataError, Table, has_package, packaged
-from simulator.calibration.transport_presets import NODES_TABLE, mapping, preset_names
+from simulator.calibration.transport_presets import NODES_TABLE, NVLINK_TABLE, mapping, preset_names
 from simulator.transport import Kernel, Protocol, Transport
 
 LINE = Kernel(between=[Protocol(12e-6, 45e9, spread_s=18e-6)], inside=[Protocol(9e-6, 240e9)], places_rows=True)
@@ -235,3 +235,25 @@ def test_a_preset_that_no_data_supports_says_so(name: str):
 def test_a_shape_names_its_constants():
     shape = Shape([{"startup_s": 1e-5, "bytes_per_s": 1e11}])
     assert shape.start == {("inside", 0, "startup_s"): 1e-5, ("inside", 0, "bytes_per_s"): 1e11}
+
+
+@needs_package
+def test_places_are_filled_at_the_rate_by_which_combine_takes_longer_than_dispatch():
+    parts = exchanges_of(packaged(NVLINK_TABLE), "one_sided")
+    there, back = (
+        next(one for one in parts[f"NVLinkTwoSided bfloat16 {phase}"] if one.layout.num_ranks == 2)
+        for phase in ("dispatch", "combine")
+    )
+    assert there.row_bytes == back.row_bytes and np.array_equal(there.tokens, back.tokens)
+    largest = np.argsort(back.tokens)[-6:]
+    longer, tokens = (back.measured_s - there.measured_s)[largest], back.tokens[largest]
+    slope = np.polyfit(tokens, longer, 1)[0]
+    assert back.row_bytes * back.layout.top_k / slope == pytest.approx(FILL_BYTES_PER_S, rel=0.03)
+    assert back.fills and not there.fills
+
+
+@needs_package
+def test_gb200_kernels_on_a_number_of_ranks_that_was_left_out():
+    for comparison in compare_table(packaged(NVLINK_TABLE), None, None, "leave_one_ep_size_out"):
+        limit = 0.075 if "combine" in comparison.data else 0.055
+        assert np.abs(comparison.error).mean() < limit, comparison.data

@@ -6,31 +6,17 @@ import numpy as np
 import pytest
 
 from grace_opt.configuration import build, read_configuration
+from grace_opt.gpu import SPEEDS
 from simulator.calibration import experts
-from simulator.calibration.skew import drawn_tokens, even_tokens
+from simulator.calibration.expert_tables import DATA, DataSet
 from simulator.calibration.tables import Table, has_package
-
-
-def test_even_loads_give_every_expert_its_share():
-    assert even_tokens(64, 256, 8, 32, prefill=False).tolist() == [[2] * 8]
-
-
-def test_even_loads_before_prefill_fill_rows_of_128():
-    counts = even_tokens(1024, 256, 8, 32, prefill=True)  # 256 rows on this rank: two experts
-    assert counts.tolist() == [[128, 128, 0, 0, 0, 0, 0, 0]]
-
-
-def test_drawn_loads_keep_every_pair_and_time_the_busiest_rank():
-    drawn = drawn_tokens(512, 256, 8, 32, 1.2)
-    assert drawn.shape == (32, 8)
-    assert (drawn.sum(axis=1) >= 512 * 8 / 32).all()
-    assert (drawn_tokens(512, 256, 8, 1, 1.2).sum(axis=1) == 512 * 8).all()
 
 
 def test_a_fit_finds_the_speeds_that_made_the_rows(make_expert_table, expert_gpu):
     found = experts.fit(experts.rows_of(make_expert_table()))
-    for name in ("flops_per_s", "memory_bytes_per_s", "launch_s", "row_s"):
+    for name in ("flops_per_s", "memory_bytes_per_s", "launch_s", "slot_s", "row_s"):
         assert found[name] == pytest.approx(getattr(expert_gpu, name), rel=0.05)
+    assert found["least_s"] == 0  # a nanosecond made no difference
 
 
 def test_skewed_rows_do_not_change_a_fit(make_expert_table):
@@ -77,11 +63,24 @@ def test_a_protocol_without_rows_is_refused(make_expert_table):
         experts.compare_table(make_expert_table(), None, None, "uniform_to_skewed")
 
 
-@pytest.mark.skipif(not has_package(), reason="measured tables: the optional package is not installed")
-@pytest.mark.parametrize("name", ["h100", "h200", "b200", "gb200"])
-def test_presets_hold_what_the_fit_finds(name: str):
-    found = experts.fit(experts.rows_of(experts.wide_table(name, "generation")))
-    topology = build(read_configuration("plan", ["topology=h100_ib_1x8", f"gpu@topology.gpu={name}"]).topology)
-    preset = topology.gpus[0].for_weights("fp8")
-    for field in ("flops_per_s", "memory_bytes_per_s", "launch_s", "row_s"):
-        assert getattr(preset, field) == pytest.approx(found[field], rel=0.01)
+measured = pytest.mark.skipif(not has_package(), reason="measured tables: the optional package is not installed")
+PACKAGED = [one for one in DATA if one.kind != "products"]
+
+
+@measured
+@pytest.mark.parametrize("one", PACKAGED, ids=lambda one: f"{one.gpu}_{one.weight_type}")
+def test_presets_hold_what_the_fit_finds(one: DataSet):
+    found = experts.fit(one.read(), one.peak_flops_per_s)
+    topology = build(read_configuration("plan", ["topology=h100_ib_1x8", f"gpu@topology.gpu={one.gpu}"]).topology)
+    preset = topology.gpus[0].for_weights(one.weight_type)
+    assert {name: getattr(preset, name) for name in SPEEDS} == pytest.approx(found, rel=0.01)
+
+
+@measured
+@pytest.mark.parametrize("one", [one for one in DATA if one.kind == "decode"], ids=lambda one: one.gpu)
+def test_skewed_rows_of_decode_are_predicted_from_even_ones_on_every_gpu(one: DataSet):
+    rows = one.read()
+    speeds = experts.gpu_with(experts.fit(rows))
+    skewed = rows.where(~rows.uniform)
+    error = np.abs(experts.predict(skewed, speeds) / skewed.measured_s - 1)
+    assert np.median(error) < 0.05 and error.mean() < 0.08
