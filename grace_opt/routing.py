@@ -7,8 +7,9 @@ The copies that may serve a token of home rank h are
     wrr       all copies, by polling weight (GRACE-MoE section 3, "WRR")
     tar       copies on rank h if there are any, else copies on h's node, else all; each by polling weight
               (GRACE-MoE section 3, topology-aware routing with locality preference, "TAR")
+    cover     those that let the token visit few nodes and ranks, all its experts considered together (`cover`)
 
-The draw among them is a weighted round robin in token order: the n-th token of rank h (counted from 0 in every batch)
+Under `cover` nothing is drawn. The draw among the candidates of the others is a weighted round robin in token order: the n-th token of rank h (counted from 0 in every batch)
 that chose expert e takes entry (h + n) mod length of the schedule of (h, e). Adding h keeps ranks from starting at the
 same copy. It needs no communication and no random numbers, so prediction and execution count the same tokens.
 """
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from grace_opt.placement import EMPTY, Placement
 
-POLICIES = ("primary", "uniform", "wrr", "tar")
+POLICIES = ("primary", "uniform", "wrr", "tar", "cover")
 CYCLE = 64
 """Length of a schedule with unequal weights: shares are multiples of 1/64."""
 
@@ -49,7 +50,7 @@ class Routing:
             raise ValueError("routing policy wrr needs polling weights; for equal shares use uniform")
         if self.weights is None:
             return
-        if self.policy in ("primary", "uniform"):
+        if self.policy in ("primary", "uniform", "cover"):
             raise ValueError(f"routing policy {self.policy} reads no weights, but weights were given")
         weights = np.array(self.weights, np.float64)
         if weights.ndim != 3 or not np.isfinite(weights).all() or (weights < 0).any():
@@ -92,6 +93,7 @@ def schedules(placement: Placement, routing: Routing, node_of_rank: NDArray[np.i
         node_of_rank: [R] node of each rank.
         layer: index of the layer in the placement.
     """
+    assert routing.policy != "cover", "cover looks at whole tokens, not at (home rank, expert)"
     slots_P = placement.slots[layer].reshape(-1)
     weights_P = np.ones(len(slots_P)) if routing.weights is None else routing.weights[layer].reshape(-1)
     rank_P = np.repeat(np.arange(placement.num_ranks, dtype=np.int64), placement.slots.shape[2])

@@ -29,6 +29,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from grace_opt.cores import num_cores
+from grace_opt.cover import copy_table, cover_token
 from grace_opt.plan import Plan
 from grace_opt.routing import schedules
 from grace_opt.topology import proxy_ranks
@@ -132,7 +133,7 @@ class Traffic:
         return np.asarray(sum(rows[:, :, same].sum(axis=2) for rows in self.dispatch(scheme)))
 
 
-def traffic(trace: Trace, plan: Plan, tokens_per_rank: int | None = None, num_threads: int | None = None) -> Traffic:
+def traffic(trace: Trace, plan: Plan, tokens_per_rank: float | None = None, num_threads: int | None = None) -> Traffic:
     """Count the traffic of a plan exactly.
 
     Args:
@@ -161,12 +162,15 @@ def traffic(trace: Trace, plan: Plan, tokens_per_rank: int | None = None, num_th
     node_P = node_R[rank_P].astype(np.uint32)
 
     def count(layer: int) -> None:
-        choice = schedules(plan.placement, plan.routing, node_R, layer)
-        tables = (choice.start, choice.stop, choice.schedule, rank_P, node_P)
-        _count_layer(
-            np.asarray(trace.expert_ids[layer]), segments, *tables,
-            counts.tokens[layer], counts.pair_rows[layer], counts.rank_visits[layer], counts.node_visits[layer],
-        )  # fmt: skip
+        ids_TK = np.asarray(trace.expert_ids[layer])
+        tables = counts.tokens[layer], counts.pair_rows[layer], counts.rank_visits[layer], counts.node_visits[layer]
+        if plan.routing.policy == "cover":
+            copies = copy_table(plan.placement, plan.ranks_per_node, layer)
+            where = copies.num_copies, copies.rank, copies.physical, copies.node_of_rank, copies.entry
+            _count_covered_layer(ids_TK, segments, *where, *tables)
+        else:
+            choice = schedules(plan.placement, plan.routing, node_R, layer)
+            _count_layer(ids_TK, segments, choice.start, choice.stop, choice.schedule, rank_P, node_P, *tables)
 
     with ThreadPoolExecutor(num_threads or num_cores()) as pool:
         list(pool.map(count, range(trace.num_layers)))
@@ -188,7 +192,7 @@ def _check(trace: Trace, plan: Plan) -> None:
 
 
 def batch_segments(
-    trace: Trace, num_ranks: int, tokens_per_rank: int | None
+    trace: Trace, num_ranks: int, tokens_per_rank: float | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """What the ranks process together: every rank's tokens, in order, cut into equally many near-equal batches.
 
@@ -274,3 +278,36 @@ def _count_layer(  # type: ignore[no-untyped-def]
             tokens_BP[batch, physical] += tokens_P[physical]
             pair_rows_BRR[batch, home, rank_P[physical]] += tokens_P[physical]
             tokens_P[physical] = 0
+
+
+@njit(nogil=True, cache=True)
+def _count_covered_layer(  # type: ignore[no-untyped-def]
+    ids_TK, segments, copies_E, rank_EC, physical_EC, node_R, entry_RN,
+    tokens_BP, pair_rows_BRR, rank_visits_BRR, node_visits_BRN,
+):  # fmt: skip
+    """As `_count_layer`, for a policy that looks at all experts of a token together."""
+    node_K, copy_K = np.empty(ids_TK.shape[1], np.int64), np.empty(ids_TK.shape[1], np.int64)
+    rank_seen_R, counted_R = np.full(len(node_R), -1, np.int64), np.full(len(node_R), -1, np.int64)
+    node_seen_N, counted_N = np.full(entry_RN.shape[1], -1, np.int64), np.full(entry_RN.shape[1], -1, np.int64)
+    stamp, turn = 0, 0
+    for segment in range(len(segments)):
+        first, last, home, batch = segments[segment]
+        if segment == 0 or home != segments[segment - 1, 2] or batch != segments[segment - 1, 3]:
+            turn = home
+        for token in range(first, last):
+            cover_token(
+                ids_TK, token, home, turn, copies_E, rank_EC, node_R, entry_RN, node_K, node_seen_N, rank_seen_R,
+                stamp, copy_K,
+            )  # fmt: skip
+            for k in range(len(copy_K)):
+                expert = ids_TK[token, k]
+                rank = rank_EC[expert, copy_K[k]]
+                node = node_R[rank]
+                tokens_BP[batch, physical_EC[expert, copy_K[k]]] += 1
+                pair_rows_BRR[batch, home, rank] += 1
+                rank_visits_BRR[batch, home, rank] += counted_R[rank] != stamp
+                node_visits_BRN[batch, home, node] += counted_N[node] != stamp
+                counted_R[rank] = stamp
+                counted_N[node] = stamp
+            stamp += 1
+            turn += 1

@@ -40,12 +40,18 @@ def traffic_reference(trace: Trace, plan: Plan, tokens_per_rank: int | None = No
     for layer, batch in np.ndindex(shape):
         for home in range(ranks):
             times_chosen: dict[int, int] = defaultdict(int)  # by tokens of this rank, in this batch
-            for token in batches_of_rank[home][batch]:
+            for tokens_before, token in enumerate(batches_of_rank[home][batch]):
                 visited_ranks, visited_nodes = set(), set()
-                for expert in trace.expert_ids[layer, token].tolist():
-                    order = copies_in_turn(plan, layer, home, expert)
-                    copy = order[(home + times_chosen[expert]) % len(order)]
-                    times_chosen[expert] += 1
+                experts = trace.expert_ids[layer, token].tolist()
+                if plan.routing.policy == "cover":
+                    copies = covering_copies(plan, layer, home, home + tokens_before, experts)
+                else:
+                    copies = []
+                    for expert in experts:
+                        order = copies_in_turn(plan, layer, home, expert)
+                        copies.append(order[(home + times_chosen[expert]) % len(order)])
+                        times_chosen[expert] += 1
+                for copy in copies:
                     rank = rank_of_copy(placement, copy)
                     tokens[layer, batch, copy] += 1
                     pairs[layer, batch, home, rank] += rank != home
@@ -96,6 +102,44 @@ def copies_in_turn(plan: Plan, layer: int, home: int, expert: int) -> list[int]:
         return copies
     weights = plan.routing.weights[layer].ravel().tolist()
     return [copies[i] for i in polling_order([weights[c] for c in copies])]
+
+
+def covering_copies(plan: Plan, layer: int, home: int, turn: int, experts: Sequence[int]) -> list[int]:
+    """Physical experts that serve one token under `cover`, by the words of `grace_opt.cover`."""
+    nodes, num_nodes, placement = plan.node_of_rank.tolist(), len(plan.ranks_per_node), plan.placement
+    own, held = nodes[home], plan.placement.slots[layer].ravel().tolist()
+    first_copy: dict[tuple[int, int], int] = {}  # (expert, rank) to its first slot there
+    for physical, expert in enumerate(held):
+        first_copy.setdefault((expert, rank_of_copy(placement, physical)), physical)
+    ranks_of = {expert: [r for r in range(plan.num_ranks) if (expert, r) in first_copy] for expert in experts}
+    node_of = {}
+    for expert in experts:
+        places = {nodes[rank] for rank in ranks_of[expert]}
+        if own in places or len(places) == 1:
+            node_of[expert] = own if own in places else min(places)
+    visited = set(node_of.values()) - {own}
+    after_own = [(own + step) % num_nodes for step in range(1, num_nodes)]
+    while left := [expert for expert in experts if expert not in node_of]:
+        for expert in left:
+            known = [n for n in after_own if n in visited and any(nodes[r] == n for r in ranks_of[expert])]
+            if known:
+                node_of[expert] = known[0]
+        left = [expert for expert in left if expert not in node_of]
+        moved_on = [after_own[(turn + step) % len(after_own)] for step in range(len(after_own))]
+        if left:
+            visited.add(max(moved_on, key=lambda n: sum(any(nodes[r] == n for r in ranks_of[e]) for e in left)))
+    near = {expert: [r for r in ranks_of[expert] if nodes[r] == node_of[expert]] for expert in experts}
+    rank_of_expert = {}
+    for expert in experts:
+        entry = home if node_of[expert] == own else proxy(plan.ranks_per_node, home, node_of[expert])
+        if entry in near[expert] or len(near[expert]) == 1:
+            rank_of_expert[expert] = entry if entry in near[expert] else near[expert][0]
+    for expert in experts:
+        if expert not in rank_of_expert:
+            cycle = [near[expert][(turn + step) % len(near[expert])] for step in range(len(near[expert]))]
+            known = [rank for rank in cycle if rank in rank_of_expert.values()]
+            rank_of_expert[expert] = (known or cycle)[0]
+    return [first_copy[expert, rank_of_expert[expert]] for expert in experts]
 
 
 def polling_order(weights: Sequence[float]) -> list[int]:

@@ -80,7 +80,7 @@ def test_a_copy_is_polled_in_proportion_to_its_weight_at_any_scale(counts: list[
 
 @given(data=st.data())
 def test_schedules_list_the_copies_of_the_reference(random_cases, data) -> None:  # type: ignore[no-untyped-def]
-    plan = data.draw(random_cases).plan
+    plan = data.draw(random_cases.filter(lambda case: case.plan.routing.policy != "cover")).plan
     for layer in range(plan.placement.num_layers):
         table = schedules(plan.placement, plan.routing, plan.node_of_rank, layer)
         for home, expert in np.ndindex(plan.num_ranks, plan.num_experts):
@@ -91,10 +91,11 @@ def test_schedules_list_the_copies_of_the_reference(random_cases, data) -> None:
 @pytest.mark.parametrize(
     ("policy", "weights", "message"),
     [
-        ("random", None, "policy must be one of primary, uniform, wrr, tar, got 'random'"),
+        ("random", None, "policy must be one of primary, uniform, wrr, tar, cover, got 'random'"),
         ("wrr", None, "wrr needs polling weights; for equal shares use uniform"),
         ("uniform", [[[1.0]]], "uniform reads no weights"),
         ("primary", [[[1.0]]], "primary reads no weights"),
+        ("cover", [[[1.0]]], "cover reads no weights"),
         ("tar", [1.0], r"\[layers, ranks, slots\]"),
         *(("tar", [[[value]]], "finite, not negative") for value in (-1, np.nan, np.inf)),
     ],
