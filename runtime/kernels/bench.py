@@ -1,7 +1,7 @@
 """`python -m runtime.kernels.bench`: the kernels on a GPU beside their limits. Rows go to analysis/results/kernels.csv.
 
 permute, unpermute   bytes moved, (N + M) * D values, at the bandwidth of a large copy on this very card
-choose               TARGET_CHOOSE_S; what the GPU does, replayed as a CUDA graph, and launched one by one
+choose, cover        TARGET_CHOOSE_S; what the GPU does, replayed as a CUDA graph, and launched one by one
 grouped_gemm         one product of as many operations, or reading everything once if that takes longer; or torch's
                      grouped_mm where that is faster still
 """
@@ -16,17 +16,21 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from grace_opt.placement import Placement
 from grace_opt.provenance import append_rows, provenance
 from runtime.kernels.choice import choose
 from runtime.kernels.counting import positions
+from runtime.kernels.cover import Copies, cover
 from runtime.kernels.permute import permute
 from runtime.kernels.unpermute import unpermute
 
 SEED, DTYPE, NUM_EXPERTS, NUM_PHYSICAL, TOP_K = 0, torch.bfloat16, 256, 288, 8
+NODES = (8, 8, 8, 8)
 TARGET_CHOOSE_S = 30e-6
 RESULTS = Path(__file__).parents[2] / "analysis" / "results" / "kernels.csv"
 
@@ -73,6 +77,7 @@ def measure(sizes: Sizes, device: str) -> Iterator[dict[str, Any]]:
         yield from measure_moves(tokens, hidden, bandwidth, device)
     for tokens in sizes.choices:
         yield from measure_choose(tokens, device)
+        yield from measure_cover(tokens, device)
     for rows, groups, hidden, ffn in sizes.products:
         yield from measure_product(rows, groups, hidden, ffn, bandwidth, device)
 
@@ -109,8 +114,24 @@ def measure_choose(tokens: int, device: str) -> Iterator[dict[str, Any]]:
     def work() -> object:
         return choose(ids, 3, start, length, schedule, NUM_PHYSICAL)
 
+    yield from rows_of_choice("choose", work, tokens, device)
+
+
+def measure_cover(tokens: int, device: str) -> Iterator[dict[str, Any]]:
+    """The same under the policy `cover`, on NODES nodes, with experts and replicas dealt onto ranks at random."""
+    random = torch.Generator(device).manual_seed(SEED)
+    ids = random_experts(tokens, random)
+    rng = np.random.default_rng(SEED)
+    experts = np.concatenate((np.arange(NUM_EXPERTS), rng.integers(NUM_EXPERTS, size=NUM_PHYSICAL - NUM_EXPERTS)))
+    slots_LRS = rng.permutation(experts).reshape(1, sum(NODES), -1)
+    copies = Copies.of_placement(Placement(slots_LRS, NUM_EXPERTS), NODES, 0, 3, device)
+    yield from rows_of_choice("cover", lambda: cover(ids, copies), tokens, device)
+
+
+def rows_of_choice(kernel: str, work: Callable[[], object], tokens: int, device: str) -> Iterator[dict[str, Any]]:
+    """What the GPU does alone, and with its launches."""
     for form, clock in (("graph", seconds_in_graph), ("eager", seconds)):
-        yield row_of("choose", form, clock(work, device), TARGET_CHOOSE_S, tokens=tokens, groups=NUM_EXPERTS)
+        yield row_of(kernel, form, clock(work, device), TARGET_CHOOSE_S, tokens=tokens, groups=NUM_EXPERTS)
 
 
 def measure_product(

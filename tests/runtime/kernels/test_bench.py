@@ -12,7 +12,7 @@ def test_every_benchmark_runs_and_its_rows_have_the_same_fields(device):
     sizes = Sizes(copy_bytes=64, moves=((4, 24),), choices=(5,), products=((7, 3, 16, 8),))
     rows = list(measure(sizes, device))
     assert [row["kernel"] for row in rows] == [
-        "copy", "permute", "unpermute", "choose", "choose", "grouped_gemm", "grouped_gemm",
+        "copy", "permute", "unpermute", "choose", "choose", "cover", "cover", "grouped_gemm", "grouped_gemm",
     ]  # fmt: skip
     assert {tuple(row) for row in rows} == {tuple(rows[0])}
     assert "fraction_of_limit" in rows[0]

@@ -17,7 +17,14 @@ def test_the_kernels_compile_for_an_h100(tmp_path):
 def compile_all():
     import torch
 
-    from runtime.kernels import choice_triton, counting_triton, grouped_gemm_triton, permute_triton, unpermute_triton
+    from runtime.kernels import (
+        choice_triton,
+        counting_triton,
+        cover_triton,
+        grouped_gemm_triton,
+        permute_triton,
+        unpermute_triton,
+    )
 
     ints, longs = ("*i32",), ("*i64",)
     block = {"BLOCK": 256}
@@ -29,6 +36,11 @@ def compile_all():
     compiled(counting_triton._exclusive_sum, [*longs, *longs, "i32"], {"BLOCK": 1024})
     chosen = [*longs, *ints, *longs * 5, "i32", "i32", "i32", "i32"]
     compiled(choice_triton._choose, chosen, block | {"NOTHING": -1, "BINS": 512}, num_warps=8)
+    tokens = {"K": 8, "COLUMNS": 8, "ROWS": 32}
+    compiled(cover_triton._count_tokens, [*longs, *longs, "i32", "i32"], tokens)
+    for sizes in (("i32", "i32"), (1, 1)):  # nodes and most copies of an expert: a 1 is compiled in
+        covered = [*longs * 10, "i32", "i32", "i32", *sizes, "i32"]
+        compiled(cover_triton._cover, covered, tokens | {"NOTHING": -1, "BINS": 512}, num_warps=8)
     moved = compiled(
         permute_triton._permute, ["*bf16", *longs, "*bf16", "i32", 1, "i32"], {"K": 8, "PIECE": 2048, "STEP": 8}
     )
