@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from grace_opt.home_rule import HomeRule
 from grace_opt.model import MoEModel
 from grace_opt.placement import Placement
 from grace_opt.routing import Routing
@@ -22,6 +23,7 @@ class Plan:
         layer_ids: absolute ids of the layers, one per layer of the placement.
         ranks_per_node: ranks of each node; ranks of a node are consecutive.
         provenance: who made the plan from what; kept, never interpreted.
+        homes: the rule by which requests are to be dealt onto ranks; None: any home will do.
     """
 
     model: str
@@ -30,6 +32,7 @@ class Plan:
     placement: Placement
     routing: Routing
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    homes: HomeRule | None = None
 
     def __post_init__(self) -> None:
         if len(self.layer_ids) != self.placement.num_layers:

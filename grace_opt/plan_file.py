@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from grace_opt.atomic import write_text_atomically
+from grace_opt.home_rule import HomeRule
 from grace_opt.placement import EMPTY, Placement
 from grace_opt.plan import Plan
 from grace_opt.routing import Routing
@@ -96,6 +98,7 @@ def _content(plan: Plan) -> dict[str, Any]:
         "topology": {"num_nodes": len(sizes), "ranks_per_node": sizes[0] if len(set(sizes)) == 1 else list(sizes)},
         "layers": layers,
         "routing": {"policy": plan.routing.policy},
+        **({} if plan.homes is None else {"homes": asdict(plan.homes)}),
         "provenance": dict(plan.provenance),
     }
 
@@ -124,7 +127,18 @@ def _plan(content: dict[str, Any]) -> Plan:
         placement,
         Routing(content["routing"]["policy"], weights),
         content.get("provenance", {}),
+        _home_rule(content["homes"]) if "homes" in content else None,
     )
+
+
+def _home_rule(content: Any) -> HomeRule:
+    names = {field.name for field in fields(HomeRule)}
+    if not isinstance(content, dict) or set(content) != names:
+        raise ValueError(f"homes must hold {', '.join(sorted(names))}, got {content!r}")
+    numbers = [value for name, value in content.items() if name != "first_tokens"]
+    if not all(type(value) in (int, float) for value in numbers) or type(content["first_tokens"]) not in (int, type(None)):
+        raise ValueError(f"homes must hold numbers, got {content!r}")
+    return HomeRule(**content)
 
 
 def _ranks_per_node(topology: dict[str, Any], num_ranks: int) -> tuple[int, ...]:

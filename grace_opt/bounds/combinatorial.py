@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from grace_opt.problem import Problem
 from grace_opt.profile import expert_loads
+from grace_opt.topology import proxy_ranks
 
 
 def busiest_rank_load(problem: Problem) -> NDArray[np.float64]:
@@ -48,6 +49,21 @@ def dispatched_rows(problem: Problem) -> NDArray[np.float64]:
     return _fewest_visits(problem, problem.slots_per_rank, np.arange(problem.topology.num_ranks))
 
 
+def rows_off_proxies(problem: Problem) -> NDArray[np.float64]:
+    """[L] no plan sends fewer rows inside nodes under `hierarchical`: one to each rank visited but a proxy.
+
+    Proof: as above; the ranks where a token already is, one a node, hold at most the sum of their slots together.
+    """
+    proxies_RN = proxy_ranks(problem.topology.ranks_per_node)
+    trace, slots_R = problem.trace, problem.slots_per_rank
+    assert trace.homes is not None
+    tokens_R = np.bincount(trace.homes, trace.lengths, problem.topology.num_ranks)
+    rows = 0.0
+    for tokens, proxies in zip(tokens_R, proxies_RN, strict=True):
+        rows += tokens * _groups_needed(slots_R[proxies].sum(), np.delete(slots_R, proxies), problem.model.top_k)
+    return np.full(problem.model.num_layers, rows)
+
+
 def _fewest_visits(
     problem: Problem, slots_G: NDArray[np.integer] | NDArray[np.float64], group_of_rank: NDArray[np.integer]
 ) -> NDArray[np.float64]:
@@ -57,7 +73,11 @@ def _fewest_visits(
     tokens_R = np.bincount(trace.homes, trace.lengths, problem.topology.num_ranks)
     visits = 0.0
     for tokens, group in zip(tokens_R, group_of_rank, strict=True):
-        others = -np.sort(-np.delete(slots_G, group))
-        held = slots_G[group] + np.concatenate(([0], np.cumsum(others)))  # at home and m = 0, 1, ... largest peers
-        visits += tokens * int(np.argmax(held >= problem.model.top_k))
+        visits += tokens * _groups_needed(slots_G[group], np.delete(slots_G, group), problem.model.top_k)
     return np.full(problem.model.num_layers, visits)
+
+
+def _groups_needed(at_hand: float, others: NDArray[np.integer] | NDArray[np.float64], top_k: int) -> int:
+    """How many of the others, largest first, hold top_k experts together with what is at hand."""
+    held = at_hand + np.concatenate(([0], np.cumsum(-np.sort(-others))))
+    return int(np.argmax(held >= top_k))

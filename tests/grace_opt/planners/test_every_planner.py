@@ -68,7 +68,7 @@ def test_a_planner_is_deterministic(name):
 @pytest.mark.parametrize("name", PLANNERS)
 def test_a_budget_of_unequal_slots_is_kept_or_refused_in_one_line(name):
     problem = random_problem(2, 8, 2, 2, [4, 3, 2, 1])
-    if name in ("eplb", "eplb_hierarchical", "grace"):
+    if name in ("eplb", "eplb_hierarchical", "grace", "lazarus", "lplb"):
         with pytest.raises(ValueError, match="slots_per_rank") as error:
             planner_of(name)(problem)
         assert "\n" not in str(error.value)
