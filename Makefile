@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check format sample validate accuracy bench clean
+.PHONY: help quickstart test check format sample validate accuracy bench bench-planners clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: $(VENV)/.core  ## install the torch-free core into .venv and compare all planners on the embedded sample
 	$(BIN)/grace-opt compare output=outputs/quickstart
@@ -39,11 +39,13 @@ accuracy: $(VENV)/.measured  ## compare the cost model with published measuremen
 outputs/sample/model.safetensors: | $(VENV)/.runtime
 	$(BIN)/python -m runtime.sample --output outputs/sample
 
-bench: $(VENV)/.runtime  ## time counts, planners and kernels, compare planners on real traces; rows go to analysis/results/
+bench: $(VENV)/.runtime  ## time counts, planners and kernels; rows go to analysis/results/
 	$(BIN)/python -m analysis.bench_traffic
 	$(BIN)/python -m analysis.bench_plan_time
-	$(BIN)/python -m analysis.bench_planners
 	$(BIN)/python -m runtime.kernels.bench
+
+bench-planners: $(VENV)/.core  ## every planner over traces, clusters, phases and budgets (hours; goes on where it stopped)
+	$(BIN)/python -m analysis.bench_planners
 
 clean:  ## remove the environment and everything computed
 	rm -rf $(VENV) outputs dist build

@@ -1,138 +1,185 @@
-"""`make bench`: the published planners on real traces, over clusters and budgets, judged held out on many homes.
+"""`make bench-planners`: every planner over traces, clusters, phases and budgets, judged held out on many homes.
 
 A plan is fitted once per cell. It is priced on the held-out part under seeded random homes, each map with its mirror
-(nodes in reverse order), the same maps for every planner; a row gives the mean and the spread over them. Rows go to
-analysis/results/planners.csv, and the README's table is their summary.
+(nodes in reverse order), the same maps for every planner; a row gives the mean and the spread over them. Rows of the
+joint planner with homes as its own decision are apart: there requests arrive in as many seeded orders and the plan's
+rule deals them. Random homes are cut into more batches than even ones, so only seconds per token compare across both.
+
+Cells are written to outputs/bench-planners/result.json as they are done, and a second run goes on where one stopped;
+`analysis/results/planners.csv` keeps the rows of whole runs.
 """
 
 import argparse
 import dataclasses
+import json
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.progress import track
-from rich.table import Table
 
+from analysis.bench_planners_table import print_summary
 from analysis.parts import problems, solve
 from analysis.report import console
+from analysis.results import Row, price, write_result
 from grace_opt.configuration import build, read_configuration
 from grace_opt.cost import CostModel
-from grace_opt.homes import Random
+from grace_opt.planners.home_choice import arrivals, dealt
+from grace_opt.planners.home_scenarios import home_maps
 from grace_opt.problem import Problem, smallest_slots
 from grace_opt.provenance import append_rows, provenance
-from grace_opt.solution import Planner
-from grace_opt.topology import Topology
-from grace_opt.trace import Trace
+from grace_opt.solution import Planner, Solution
 
 RESULTS = Path(__file__).parent / "results" / "planners.csv"
-TRACES = {"deepseek_v2_lite": "deepseek-v2-lite.npz", "gpt_oss_20b": "gpt-oss-20b.npz"}
-TOPOLOGIES = ("a100_25gbe_2x2", "a100_25gbe_2x4", "h100_ib_1x8", "h100_ib_2x8")
-PLANNERS = ("linear", "round_robin", "eplb", "eplb_hierarchical", "occult", "grace_trimmed")
-BUDGETS = ("E", "more")
-NUM_MAPS = 16
+OUTPUT = Path("outputs/bench-planners")
+TRACES = {"deepseek_v2_lite": "deepseek-v2-lite.npz", "gpt_oss_20b": "gpt-oss-20b.npz", "sample": None}
+TOPOLOGIES = ("a100_25gbe_2x2", "a100_25gbe_2x4", "h100_ib_1x8", "h100_ib_2x8", "h100_ib_4x8")
+LARGE = ("deepseek_v3", "h100_ib_8x8")  # on a synthetic trace
+PHASES = ("prefill", "decode")
+BUDGETS = ("E", "E + 1 per rank", "1.25 E")
+RIVALS = (
+    "linear", "round_robin", "eplb", "eplb_hierarchical", "occult", "grace_trimmed", "grace_plus", "moetuner",
+    "exflow", "topology_ilp", "lazarus", "lplb",
+)  # fmt: skip
+Cell = tuple[str, str, str, str]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Fill all cells, print the summary, append the rows."""
+    """Fill the cells that are missing, print the summary, append the rows."""
     parser = argparse.ArgumentParser(prog="python -m analysis.bench_planners", description=__doc__)
     parser.add_argument("--traces", type=Path, default=Path("../shared/traces"), help="folder of traces (%(default)s)")
-    folder = parser.parse_args(arguments).traces
-    if not folder.is_dir():
-        print(f"skipped: no real routing traces in {folder}; give --traces FOLDER")
-        return
-    cells = [(m, t, w, b) for m in TRACES for t in TOPOLOGIES for w in ("prefill", "decode") for b in BUDGETS]
-    rows: list[dict[str, Any]] = []
+    parser.add_argument("--maps", type=int, default=16, help="seeded home maps, each with its mirror (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=60, help="time limit of the joint planner (%(default)s)")
+    parser.add_argument("--rival-seconds", type=float, default=20, help="of planners that have one (%(default)s)")
+    parser.add_argument("--only", nargs="*", default=[], help="cells whose names hold all of these words")
+    options = parser.parse_args(arguments)
+    rows = _known_rows()
+    done = {_cell_name(row) for row in rows}
+    cells = [cell for cell in all_cells(options.traces) if all(word in " ".join(cell) for word in options.only)]
     for cell in track(cells, "cells", console=None, disable=not console().is_terminal):
-        rows += measure_cell(folder, *cell)
-    append_rows(RESULTS, rows)
+        if " ".join(cell) not in done:
+            rows += measure_cell(options, *cell)
+            write_result(OUTPUT, "bench-planners", {"maps": options.maps}, rows, complete=False)
+    write_result(OUTPUT, "bench-planners", {"maps": options.maps}, rows)
+    fields = dict.fromkeys(field for row in rows for field in row)
+    new = [row for row in rows if _cell_name(row) not in done]
+    append_rows(RESULTS, [{**{field: row.get(field, "") for field in fields}, **provenance()} for row in new])
     print_summary(rows)
 
 
-def measure_cell(folder: Path, model: str, topology: str, workload: str, budget: str) -> list[dict[str, Any]]:
-    """One row per planner for one model, cluster, workload and budget."""
-    overrides = [
-        f"model={model}",
-        f"topology={topology}",
-        f"workload={workload}",
-        f"trace.path={folder / TRACES[model]}",
+def all_cells(folder: Path) -> list[Cell]:
+    """(model, topology, phase, budget) of all cells whose trace is there; a line for each trace that is not."""
+    models = []
+    for model, file in TRACES.items():
+        if file is None or (folder / file).is_file():
+            models.append(model)
+        else:
+            print(f"skipped: no {file} in {folder}; give --traces FOLDER")
+    pairs = [(model, topology) for model in models for topology in TOPOLOGIES] + [LARGE]
+    return [(model, topology, phase, budget) for model, topology in pairs for phase in PHASES for budget in BUDGETS]
+
+
+def measure_cell(options: argparse.Namespace, model: str, topology: str, phase: str, budget: str) -> list[Row]:
+    """One row per planner for one model, cluster, phase and budget; none if the budget is another's in this cell."""
+    file = TRACES.get(model)
+    overrides = [f"model={model}", f"topology={topology}", f"workload={phase}"]
+    overrides += (
+        [f"planners.joint.time_limit_s={options.seconds}", "trace=synthetic"]
+        if model == LARGE[0]
+        else [f"planners.joint.time_limit_s={options.seconds}"]
+    )
+    overrides += [f"trace.path={options.traces / file}"] if file else []
+    overrides += [
+        f"planners.{name}.time_limit_s={options.rival_seconds}" for name in ("moetuner", "exflow", "topology_ilp")
     ]
     config = read_configuration("compare", overrides)
     built = {key: build(config[key]) for key in ("model", "topology", "trace", "split", "homes", "cost", "planners")}
-    slots = smallest_slots(built["model"], built["topology"])
-    if budget == "more":  # a quarter more, but at least one
-        slots += max(1, round(slots / 4))
+    slots = _slots(
+        built["model"].num_experts,
+        smallest_slots(built["model"], built["topology"]),
+        built["topology"].num_ranks,
+        budget,
+    )
+    if slots is None:
+        return []
     parts = problems(built["model"], built["topology"], built["trace"], built["split"], built["homes"], slots)
-    held_out = list(home_maps(parts["held_out"]))
-    rows = []
-    for name in PLANNERS:
-        cell = {
-            "trace": TRACES[model],
-            "topology": topology,
-            "phase": workload,
-            "budget": budget,
-            "slots_per_rank": slots,
-            "slots_over_experts": slots * built["topology"].num_ranks / built["model"].num_experts,
-        }
-        rows.append({**cell, "planner": name, **judge(built["planners"][name], parts["fit"], held_out, built["cost"])})
-    linear = rows[0]["layer_time_s"]
-    return [{**row, "speedup_over_linear": linear / row["layer_time_s"], **provenance()} for row in rows]
+    cell = {
+        "trace": built["trace"].source if model == LARGE[0] else file or "sample",
+        "model": model, "topology": topology, "phase": phase, "budget": budget, "slots_per_rank": slots,
+    }  # fmt: skip
+    planners = {name: built["planners"][name] for name in (*RIVALS, "joint")}
+    rows = [{**cell, **judge(name, p, parts, built["cost"], options.maps)} for name, p in planners.items()]
+    appetite = built["planners"]["grace"].slots_wanted(parts["fit"])
+    own = {name: dataclasses.replace(part, slots=appetite) for name, part in parts.items()}
+    rows.append({**cell, **judge("grace", built["planners"]["grace"], own, built["cost"], options.maps)})
+    chooses = dataclasses.replace(built["planners"]["joint"], homes="chosen")
+    rows.append({**cell, **judge("joint_with_homes", chooses, parts, built["cost"], options.maps)})
+    return rows
 
 
-def judge(planner: Planner, fit: Problem, held_out: list[Problem], cost: CostModel) -> dict[str, Any]:
-    """Plan once, price on every map of homes."""
+def _slots(num_experts: int, smallest: int, ranks: int, budget: str) -> int | None:
+    """Slots per rank of a budget; None if a smaller budget has as many."""
+    more = max(smallest, -(-num_experts * 5 // (4 * ranks)))
+    slots = {"E": smallest, "E + 1 per rank": smallest + 1, "1.25 E": more}[budget]
+    return None if budget == "1.25 E" and slots <= smallest + 1 else slots
+
+
+def judge(name: str, planner: Planner, parts: dict[str, Problem], cost: CostModel, num_maps: int) -> Row:
+    """Plan once, price on every map of homes, under the cost's scheme and flat."""
+    began = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        solution = solve(planner, fit)
-    priced = [cost(problem, solution.plan) for problem in held_out]
-    times = np.array([time.mean_s for time in priced])
+        try:
+            solution = solve(planner, parts["fit"])
+        except ValueError as error:
+            return {"planner": name, "error": str(error)}
+    held_out = parts["held_out"]
+    rows = [price(name, "", "held_out", part, solution, cost) for part in maps_for(solution, held_out, num_maps)]
+    mean = {
+        key: float(np.mean([row[key] for row in rows])) for key, value in rows[0].items() if isinstance(value, float)
+    }
+    times = np.array([row["layer_time_s"] for row in rows])
+    fit = [cost(part, solution.plan).mean_s for part in maps_for(solution, parts["fit"], 2)]
+    flat = dataclasses.replace(cost, scheme="flat")  # type: ignore[type-var]
+    flat_s = [flat(part, solution.plan).mean_s for part in maps_for(solution, held_out, 2)]
+    per_token = [row["layer_time_s"] / row["tokens_per_rank"] for row in rows]
     return {
-        "split": "held_out",
-        "scheme": cost.scheme,
-        "layer_time_s": float(times.mean()),
+        **{key: rows[0][key] for key in ("planner", "split", "scheme", "slots", "bound", "gap")},
+        **mean,
+        "layer_s_per_token": float(np.mean(per_token)),
         "layer_time_worst_map_s": float(times.max()),
         "layer_time_std_s": float(times.std()),
-        "tokens_per_rank": float(np.mean([time.tokens_per_rank for time in priced])),
+        "fit_layer_time_s": float(np.mean(fit)),
+        "flat_layer_time_s": float(np.mean(flat_s)),
         "home_maps": len(times),
-        "seed": 0,
+        "homes": "given" if solution.plan.homes is None else "chosen",
         "plan_s": solution.seconds,
+        "cell_s": time.perf_counter() - began,
+        "seed": 0,
     }
 
 
-def home_maps(problem: Problem) -> Iterator[Problem]:
-    """The problem under NUM_MAPS seeded homes, each followed by its mirror unless there is one node only."""
-    for seed in range(NUM_MAPS):
-        trace = Random(seed)(problem.trace, problem.topology.num_ranks)
+def maps_for(solution: Solution, problem: Problem, num_maps: int) -> Iterator[Problem]:
+    """The problem under the home maps, or orders of arrival, on which a plan is judged."""
+    traces: Sequence[Any]
+    if solution.plan.homes is None:
+        traces = home_maps(problem.trace, problem.topology, num_maps, 0)
+    else:
+        traces = [dealt(trace, solution.plan) for trace in arrivals(problem.trace, num_maps, 0)]
+    for trace in traces:
         yield dataclasses.replace(problem, trace=trace)
-        if problem.topology.num_nodes > 1:
-            yield dataclasses.replace(problem, trace=mirrored(trace, problem.topology))
 
 
-def mirrored(trace: Trace, topology: Topology) -> Trace:
-    """The same homes with the nodes in reverse order."""
-    nodes = np.split(np.arange(topology.num_ranks), np.cumsum(topology.ranks_per_node)[:-1])
-    return dataclasses.replace(trace, homes=np.concatenate(nodes[::-1])[trace.homes])
+def _known_rows() -> list[Row]:
+    path = OUTPUT / "result.json"
+    return list(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.is_file() else []
 
 
-def print_summary(rows: list[dict[str, Any]]) -> None:
-    """Speedup over linear by cluster and workload: geometric mean over traces and budgets, and the worst cell."""
-    table = Table("cluster", "workload", box=None, pad_edge=False, padding=(0, 2))
-    for planner in PLANNERS:
-        table.add_column(planner.replace("_", "\n", 1), justify="right")
-    for phase, topology in [(phase, topology) for phase in ("prefill", "decode") for topology in TOPOLOGIES]:
-        cell = [row for row in rows if (row["topology"], row["phase"]) == (topology, phase)]
-        table.add_row(topology, phase, *(f"{_mean(cell, planner):.2f}" for planner in PLANNERS))
-    worst = [min(r["speedup_over_linear"] for r in rows if r["planner"] == planner) for planner in PLANNERS]
-    table.add_section()
-    table.add_row("all cells", "mean", *(f"{_mean(rows, planner):.2f}" for planner in PLANNERS))
-    table.add_row("", "worst", *(f"{value:.2f}" for value in worst))
-    console().print(table)
-
-
-def _mean(rows: list[dict[str, Any]], planner: str) -> float:
-    return float(np.exp(np.mean([np.log(row["speedup_over_linear"]) for row in rows if row["planner"] == planner])))
+def _cell_name(row: Row) -> str:
+    return f"{row['model']} {row['topology']} {row['phase']} {row['budget']}"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ from analysis.results import Row, price
 from grace_opt.cost import CostModel
 from grace_opt.homes import Homes
 from grace_opt.model import MoEModel
+from grace_opt.planners.home_choice import dealt
+from grace_opt.planners.joint import Progress
 from grace_opt.problem import Problem, check_trace, slots_that_fit, smallest_slots
 from grace_opt.solution import Planner, Solution
 from grace_opt.split import Split
@@ -51,10 +53,14 @@ def fitting(slots: int, model: MoEModel, topology: Topology) -> list[int] | int:
     return fits.tolist() if fits.sum() >= model.num_experts else slots
 
 
-def solve(planner: Planner, problem: Problem) -> Solution:
-    """The planner's solution with the seconds it took and, in the plan's provenance, the planner's options."""
+def solve(planner: Planner, problem: Problem, watch: Callable[[Progress], None] | None = None) -> Solution:
+    """The planner's solution with the seconds it took and, in the plan's provenance, the planner's options.
+
+    `watch` follows a planner that searches.
+    """
     start = time.perf_counter()
-    solution = planner(problem)
+    searches = watch is not None and hasattr(planner, "search")
+    solution = planner.search(problem, watch) if searches else planner(problem)  # type: ignore[attr-defined]
     seconds = time.perf_counter() - start
     options: dict[str, Any] = dataclasses.asdict(planner) if dataclasses.is_dataclass(planner) else {}
     options.pop("cost", None)  # the cost model that a planner searches with is that of the run
@@ -67,6 +73,13 @@ def solve(planner: Planner, problem: Problem) -> Solution:
 def price_parts(
     name: str, planner: Planner | None, parts: dict[str, Problem], solution: Solution, cost: CostModel
 ) -> list[Row]:
-    """One row for each part; `planner` is None for a plan from a file."""
+    """One row for each part; `planner` is None for a plan from a file.
+
+    A plan with a home rule is priced with requests living where the rule puts them, and its rows say so.
+    """
     method = "file" if planner is None else type(planner).__name__
-    return [price(name, method, split, part, solution, cost) for split, part in parts.items()]
+    plan = solution.plan
+    if plan.homes is not None:
+        parts = {s: dataclasses.replace(part, trace=dealt(part.trace, plan)) for s, part in parts.items()}
+    rows = [price(name, method, split, part, solution, cost) for split, part in parts.items()]
+    return [{**row, "homes": "given" if plan.homes is None else "chosen"} for row in rows]

@@ -75,7 +75,7 @@ def price(
 
 
 def add_speedups(rows: Sequence[Row]) -> list[Row]:
-    """The rows with `speedup_over_linear` and `speedup_over_best_rival` of the same split and scheme.
+    """The rows with `speedup_over_linear` and `speedup_over_best_rival` of the same split, scheme and homes.
 
     A rival is a plan of another method: `eplb` and `eplb_hierarchical`, or `grace` and `grace_trimmed`, are no rivals.
     """
@@ -84,7 +84,8 @@ def add_speedups(rows: Sequence[Row]) -> list[Row]:
         if "error" in row:
             result.append(row)
             continue
-        alike = [r for r in rows if "error" not in r and (r["split"], r["scheme"]) == (row["split"], row["scheme"])]
+        same = ("split", "scheme", "homes")
+        alike = [r for r in rows if "error" not in r and all(r.get(key) == row.get(key) for key in same)]
         linear = [r["layer_time_s"] for r in alike if r["method"] == "Linear"]
         rivals = [r["layer_time_s"] for r in alike if r["method"] != row["method"]]
         speedups = {

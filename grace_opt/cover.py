@@ -69,12 +69,13 @@ def entry_ranks(ranks_per_node: tuple[int, ...]) -> NDArray[np.int64]:
     return entry_RN
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, inline="always")
 def cover_token(  # type: ignore[no-untyped-def]
     ids_TK, t, home, turn, copies_E, rank_EC, node_R, entry_RN, node_K, node_seen_N, rank_seen_R, stamp, copy_K
 ):
-    """Write into copy_K [K] which copy (place in rank_EC) serves each expert of token t; takes no parts of arrays, which
-    cost more than all the rest.
+    """Write into copy_K [K] which copy (place in rank_EC) serves each expert of token t.
+
+    It takes whole arrays: a part of one costs more than all the rest.
 
     Args:
         node_K, node_seen_N, rank_seen_R: scratch; what is stamped with `stamp` in the last two counts as visited.

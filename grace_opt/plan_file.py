@@ -136,7 +136,10 @@ def _home_rule(content: Any) -> HomeRule:
     if not isinstance(content, dict) or set(content) != names:
         raise ValueError(f"homes must hold {', '.join(sorted(names))}, got {content!r}")
     numbers = [value for name, value in content.items() if name != "first_tokens"]
-    if not all(type(value) in (int, float) for value in numbers) or type(content["first_tokens"]) not in (int, type(None)):
+    if not all(type(value) in (int, float) for value in numbers) or type(content["first_tokens"]) not in (
+        int,
+        type(None),
+    ):
         raise ValueError(f"homes must hold numbers, got {content!r}")
     return HomeRule(**content)
 

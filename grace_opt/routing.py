@@ -9,9 +9,10 @@ The copies that may serve a token of home rank h are
               (GRACE-MoE section 3, topology-aware routing with locality preference, "TAR")
     cover     those that let the token visit few nodes and ranks, all its experts considered together (`cover`)
 
-Under `cover` nothing is drawn. The draw among the candidates of the others is a weighted round robin in token order: the n-th token of rank h (counted from 0 in every batch)
-that chose expert e takes entry (h + n) mod length of the schedule of (h, e). Adding h keeps ranks from starting at the
-same copy. It needs no communication and no random numbers, so prediction and execution count the same tokens.
+Under `cover` nothing is drawn. The draw among the candidates of the others is a weighted round robin in token order:
+the n-th token of rank h (counted from 0 in every batch) that chose expert e takes entry (h + n) mod length of the
+schedule of (h, e). Adding h keeps ranks from starting at the same copy. It needs no communication and no random
+numbers, so prediction and execution count the same tokens.
 """
 
 from dataclasses import dataclass

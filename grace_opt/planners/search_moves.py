@@ -1,0 +1,71 @@
+"""Moves of a local search over one layer's slots, and the lists of copies that follow them; compiled."""
+
+from numba import njit
+
+from grace_opt.placement import EMPTY
+
+DROPS = 0.1
+"""Share of the moves of one slot that empty it."""
+NOBODY = -1
+
+
+@njit(nogil=True, cache=True)
+def propose(random, slots_RS, room_R, copies_E):  # type: ignore[no-untyped-def]
+    """(rank 1, slot 1, rank 2, slot 2, what 1 holds afterwards, what 2 does).
+
+    random is a numpy Generator. Rank 2 is NOBODY in a move of one slot; rank 1 is if the draw made no move.
+    """
+    none = NOBODY, 0, NOBODY, 0, EMPTY, EMPTY
+    r1, r2 = random.integers(0, len(slots_RS)), random.integers(0, len(slots_RS))
+    if room_R[r1] == 0 or room_R[r2] == 0:
+        return none
+    s1, s2 = random.integers(0, room_R[r1]), random.integers(0, room_R[r2])
+    one, two = slots_RS[r1, s1], slots_RS[r2, s2]
+    if (one < 0 or copies_E[one] > 1) and random.random() < 0.5:
+        new = random.integers(0, len(copies_E))
+        if random.random() < DROPS or _holds(slots_RS, r1, new):
+            new = EMPTY
+        return none if new == one else (r1, s1, NOBODY, 0, new, EMPTY)
+    if r2 == r1 or one == two or _holds(slots_RS, r1, two) or _holds(slots_RS, r2, one):
+        return none
+    return r1, s1, r2, s2, two, one
+
+
+@njit(nogil=True, cache=True)
+def _holds(slots_RS, rank, expert):  # type: ignore[no-untyped-def]
+    if expert >= 0:
+        for slot in range(slots_RS.shape[1]):
+            if slots_RS[rank, slot] == expert:
+                return True
+    return False
+
+
+@njit(nogil=True, cache=True)
+def list_copies(slots_RS, copies_E, rank_EC):  # type: ignore[no-untyped-def]
+    """Fill in how many copies each expert has, and their ranks in order."""
+    copies_E[:] = 0
+    for rank in range(len(slots_RS)):
+        for slot in range(slots_RS.shape[1]):
+            expert = slots_RS[rank, slot]
+            if expert >= 0:
+                rank_EC[expert, copies_E[expert]] = rank
+                copies_E[expert] += 1
+
+
+@njit(nogil=True, cache=True)
+def move_copy(gone, come, rank, copies_E, rank_EC):  # type: ignore[no-untyped-def]
+    """On one rank an expert (or EMPTY) gives way to another; copies stay in order of ranks."""
+    if gone >= 0:
+        place = 0
+        while rank_EC[gone, place] != rank:
+            place += 1
+        copies_E[gone] -= 1
+        for i in range(place, copies_E[gone]):
+            rank_EC[gone, i] = rank_EC[gone, i + 1]
+    if come >= 0:
+        place = copies_E[come]
+        while place > 0 and rank_EC[come, place - 1] > rank:
+            rank_EC[come, place] = rank_EC[come, place - 1]
+            place -= 1
+        rank_EC[come, place] = rank
+        copies_E[come] += 1
