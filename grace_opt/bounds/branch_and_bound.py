@@ -67,10 +67,7 @@ def bound_by_cases(
             if bound >= limits.incumbent or decided or done >= limits.cases or time.monotonic() >= end:
                 break
             heapq.heappop(cases)
-            block, expert = _undecided(relaxation, fixed, state)
-            for value in (1, 0):
-                branch = fixed.copy()
-                branch[block, expert] = value
+            for branch in _branches(relaxation, fixed, *_undecided(relaxation, fixed, state)):
                 done += 1
                 child = _bounded(relaxation, branch, state, case)
                 if child.bound < math.inf:
@@ -82,10 +79,19 @@ def _bounded(relaxation: Relaxation, fixed: NDArray[np.int8], state: State, effo
     """The state of a case with its bound; `fixed` gains what follows from it."""
     if not _propagate(relaxation, fixed):
         return State(state.vectors, state.mixes, state.prices, math.inf)
-    if (fixed == FREE).any():
+    if relaxation.spread or (fixed == FREE).any():
         return improve(relaxation, state, fixed, effort)
-    cost = max(state.bound, cost_of_sets(relaxation, fixed == 1))
-    return State(state.vectors, state.mixes, state.prices, cost)
+    return State(state.vectors, state.mixes, state.prices, cost_of_sets(relaxation, fixed == 1))
+
+
+def _branches(relaxation: Relaxation, fixed: NDArray[np.int8], block: int, expert: int) -> list[NDArray[np.int8]]:
+    """The cases an expert splits into: inside or outside a set, or where the sets are a partition, in which of them."""
+    partition = relaxation.coupling == "partition"
+    places: list[int] = np.flatnonzero(fixed[:, expert] == FREE).tolist() if partition else [block, block]
+    branches = [fixed.copy() for _ in places]
+    for number, (branch, place) in enumerate(zip(branches, places, strict=True)):
+        branch[place, expert] = 1 if partition or number == 0 else 0
+    return branches
 
 
 def cost_of_sets(relaxation: Relaxation, inside: NDArray[np.bool_]) -> float:

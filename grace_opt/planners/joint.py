@@ -14,23 +14,21 @@ problem's trace: how much of it holds on other sequences is for a held-out part 
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from threading import Event
 
 import numpy as np
 from numpy.typing import NDArray
 
 from grace_opt.batch_rates import BatchRates, PricesTraffic, batch_rates
-from grace_opt.cores import num_cores
 from grace_opt.placement import EMPTY, Placement
 from grace_opt.plan import Plan
 from grace_opt.planners.eplb import Eplb
 from grace_opt.planners.grace import Grace
+from grace_opt.planners.grace_plus import GracePlus
 from grace_opt.planners.home_choice import aligned, arrivals, dealt, homes_by_profile, with_best_rule
-from grace_opt.planners.home_scenarios import ScenarioSampler, home_maps
+from grace_opt.planners.home_scenarios import home_maps
+from grace_opt.planners.joint_search import LayerSearches, Progress
 from grace_opt.planners.linear import Linear
-from grace_opt.planners.local_search import LocalSearch, rates_of
 from grace_opt.planners.occult import Occult
 from grace_opt.problem import Problem
 from grace_opt.routing import Routing
@@ -38,32 +36,17 @@ from grace_opt.solution import Planner, Solution, plan_for
 from grace_opt.trace import Trace
 from grace_opt.traffic import traffic
 
-STRETCHES = 16
-"""Parts of a layer's search; between them the clock and Ctrl-C are looked at."""
-COOLING = 0.01
-"""Last temperature over the first."""
-POLISH = 0.8
-"""Share of the search after which the p-norm comes closer to the maximum."""
 HOME_TURNS = (0.8, 1.0)
 """When, as shares of the time, the plan is done for homes by profile, then for homes dealt by its rule."""
 SEARCH_SEED, CHOICE_SEED = 1000, 2000
 """First seeds of the home maps: those a plan is judged on elsewhere are others."""
 STARTS: dict[str, Planner] = {
     "grace": Grace(over_budget="trim"),
+    "grace_plus": GracePlus(),
     "eplb": Eplb(hierarchical=True),
     "occult": Occult(),
     "linear": Linear(),
 }
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a search is: layers done, and their mean time in the sample at the start and now."""
-
-    layers_done: int
-    num_layers: int
-    start_s: float
-    found_s: float
 
 
 @dataclass(frozen=True)
@@ -84,7 +67,7 @@ class Joint:
 
     cost: PricesTraffic
     trials: int = 40_000
-    time_limit_s: float = 60.0
+    time_limit_s: float = 20.0
     hottest: float = 0.003
     num_batches: int = 4
     num_tokens: int = 4_000
@@ -121,7 +104,7 @@ class Joint:
         if self.homes == "chosen":
             return self._with_homes(problem, rates, candidates, began, watch)
         maps = home_maps(problem.trace, problem.topology, -(-self.num_batches // 2), SEARCH_SEED + self.seed)
-        search = _Search(self, problem, rates, maps, candidates, began + self.time_limit_s, watch)
+        search = LayerSearches(self, problem, rates, maps, candidates, began + self.time_limit_s, watch)
         finished = search.run()
         maps = home_maps(problem.trace, problem.topology, self.num_maps, CHOICE_SEED + self.seed)
         plan, seconds = _choose(problem, self.cost, maps, [np.stack(search.slots_L), *candidates])
@@ -150,7 +133,7 @@ class Joint:
                 starts = [aligned(slots, maps[0], problem.topology) if equal else slots for slots in starts]
             else:
                 maps, starts = [dealt(trace, best[0]) for trace in seen], [_slots(best[0], problem)]
-            search = _Search(self, problem, rates, maps, starts, began + share * self.time_limit_s, watch)
+            search = LayerSearches(self, problem, rates, maps, starts, began + share * self.time_limit_s, watch)
             finished &= search.run()
             plan = _plan(np.stack(search.slots_L), problem)
             found = with_best_rule(problem, self.cost, plan, rates, self.first_tokens, orders)
@@ -158,76 +141,6 @@ class Joint:
                 best = found
         assert best is not None
         return Solution(best[0], status="heuristic" if finished else "feasible", objective=best[1])
-
-
-class _Search:
-    """Searches all layers side by side; `slots_L` holds the best found of each at any time."""
-
-    def __init__(
-        self,
-        options: Joint,
-        problem: Problem,
-        rates: BatchRates,
-        maps: Sequence[Trace],
-        starts: Sequence[NDArray[np.int64]],
-        deadline: float,
-        watch: Callable[[Progress], None],
-    ) -> None:
-        topology = problem.topology
-        self._options, self._problem, self._starts, self._watch = options, problem, starts, watch
-        self._rates = rates_of(rates, topology)
-        self._sampler = ScenarioSampler(
-            problem, list(maps), options.cost.tokens_per_rank, options.num_batches, options.num_tokens, options.seed
-        )
-        self.slots_L = list(starts[0])
-        self._deadline, self._stop, self._done = deadline, Event(), list[tuple[float, float]]()
-
-    def run(self) -> bool:
-        """Whether all trials of all layers were made."""
-        with ThreadPoolExecutor(num_cores()) as pool:
-            futures = [pool.submit(self._layer, layer) for layer in range(len(self.slots_L))]
-            try:
-                return all(done for done in [future.result() for future in futures])
-            except KeyboardInterrupt:
-                self._stop.set()
-                warnings.warn("joint: interrupted, the best plan so far is kept", stacklevel=2)
-                return False
-
-    def _layer(self, layer: int) -> bool:
-        options, now = self._options, time.perf_counter()
-        turns_left = -(-(len(self.slots_L) - layer) // num_cores())
-        budget = max((self._deadline - now) / turns_left, 1e-9)
-        search = self._best_start(layer)
-        start_s, share, polishing = search.objective, 0.0, False
-        for stretch in range(STRETCHES):
-            share = max(stretch / STRETCHES, (time.perf_counter() - now) / budget)
-            if share >= 1 or self._stop.is_set():
-                break
-            hot, cold = (options.hottest * COOLING**s for s in (share, share + 1 / STRETCHES))
-            resume = stretch > 0 and (share > POLISH) == polishing
-            polishing = share > POLISH
-            search.run(max(1, options.trials // STRETCHES), hot, cold, 4 if polishing else 3, resume)
-            self.slots_L[layer] = search.slots
-        self._done.append((start_s, search.objective))
-        start, found = np.mean(self._done, axis=0)
-        self._watch(Progress(len(self._done), len(self.slots_L), start, found))
-        return share < 1 and not self._stop.is_set()
-
-    def _best_start(self, layer: int) -> LocalSearch:
-        """A search from the start that is best in the sample."""
-        sample, best = self._sampler.of_layer(layer), None
-        for index, slots in enumerate(self._starts):
-            problem = self._problem
-            seed = (self._options.seed * len(self.slots_L) + layer) * 1000 + index
-            search = LocalSearch(
-                slots[layer], problem.slots_per_rank, problem.model.num_experts, sample, self._rates, seed
-            )
-            search.run(0, 0.0, 0.0)
-            if best is None or search.objective < best.objective:
-                best = search
-        assert best is not None
-        self.slots_L[layer] = best.slots
-        return best
 
 
 def _starts(problem: Problem) -> dict[str, Plan]:

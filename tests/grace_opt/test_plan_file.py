@@ -11,16 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grace_opt.home_rule import HomeRule
 from grace_opt.plan import Plan
 from grace_opt.plan_file import digest, read_plan, write_plan
+
+RULE = {"first_tokens": 32, "between_s": 1e-3, "inside_s": 1e-4, "crowding_s": 1}
 
 
 @pytest.fixture(scope="module")
 def plan(make_plan: Callable[..., Plan]) -> Plan:
-    """Two layers, replicas, unequal nodes, an empty slot and weights that no short decimal equals."""
+    """Two layers, replicas, unequal nodes, an empty slot, a rule for homes, numbers that no short decimal equals."""
     weights = np.array([[[0.1, 1 / 3], [1, 0], [2, 7]], [[1, 1], [1, 1], [np.pi, 0]]])
     plan = make_plan([[[0, 1], [2], [1, 3]], [[0, 1], [2, 3], [0]]], "wrr", weights, nodes=(1, 2))
-    return replace(plan, provenance={"planner": "hand", "seed": 3})
+    return replace(plan, provenance={"planner": "hand", "seed": 3}, homes=HomeRule(32, 1 / 3, 1e-7, 0))
 
 
 @pytest.fixture
@@ -36,6 +39,7 @@ def equal(one: Plan, other: Plan) -> bool:
         and np.array_equal(one.placement.slots, other.placement.slots)
         and one.placement.num_experts == other.placement.num_experts
         and one.routing.policy == other.routing.policy
+        and one.homes == other.homes
         and ((weights[0] is weights[1] is None) or np.array_equal(*weights))  # type: ignore[arg-type]
     )
 
@@ -71,6 +75,18 @@ def test_the_digest_tells_decisions_apart_but_not_provenance(plan: Plan) -> None
     routing = replace(plan.routing, weights=np.nextafter(plan.routing.weights, 0))  # type: ignore[arg-type]
     assert digest(replace(plan, routing=routing)) != digest(plan)
     assert digest(replace(plan, layer_ids=(1, 0))) != digest(plan)
+    others = [None, *(replace(plan.homes, **change) for change in ({"first_tokens": None}, {"inside_s": 0.0}))]  # type: ignore[type-var]
+    assert len({digest(replace(plan, homes=homes)) for homes in (plan.homes, *others)}) == 4
+
+
+def test_a_plan_for_any_homes_says_nothing_of_them(plan: Plan, path: Path) -> None:
+    assert json.loads(path.read_text())["homes"] == {
+        "first_tokens": 32, "between_s": 1 / 3, "inside_s": 1e-7, "crowding_s": 0
+    }  # fmt: skip
+    for homes in (None, HomeRule(None, 0.0, 0.0, 2.5)):
+        write_plan(path, replace(plan, homes=homes))
+        assert ("homes" in json.loads(path.read_text())) == (homes is not None)
+        assert read_plan(path).homes == homes
 
 
 @pytest.mark.parametrize(
@@ -89,6 +105,13 @@ def test_the_digest_tells_decisions_apart_but_not_provenance(plan: Plan) -> None
         ({"routing": {"policy": "best"}}, "routing policy must be one of"),
         ({"routing": {"policy": "uniform"}}, "uniform reads no weights"),
         ({"provenance": [1]}, "provenance must be an object"),
+        ({"homes": None}, "homes must hold between_s, crowding_s, first_tokens, inside_s, got None"),
+        ({"homes": {"first_tokens": 32}}, "homes must hold between_s, crowding_s, first_tokens, inside_s, got"),
+        ({"homes": {**RULE, "first_tokens": 2.0}}, "homes must hold numbers, got"),
+        ({"homes": {**RULE, "first_tokens": 0}}, "home rule: first_tokens must be at least 1"),
+        ({"homes": {**RULE, "crowding_s": True}}, "homes must hold numbers, got"),
+        ({"homes": {**RULE, "between_s": -1}}, "home rule: between_s must be a time in seconds, got -1"),
+        ({"homes": RULE}, "digest"),
         ({"note": "unknown field"}, "digest"),
         ({"digest": "sha256:0"}, "digest"),
     ],

@@ -20,8 +20,11 @@ PLANNERS = sorted(groups()["planner"])
 DEVICE = GPU("toy", flops_per_s=1e12, memory_bytes_per_s=1e12, memory_bytes=1e12)
 
 
+SMALL = {"joint": ["planner.trials=500", "planner.num_maps=1"]}
+
+
 def planner_of(name):
-    return build(read_configuration("plan", [f"planner={name}"]).planner)
+    return build(read_configuration("plan", [f"planner={name}", *SMALL.get(name, [])]).planner)
 
 
 def random_problem(seed, num_experts, num_nodes, ranks_per_node, slots, num_expert_groups=1):

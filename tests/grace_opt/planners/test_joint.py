@@ -1,0 +1,170 @@
+"""The joint planner: what it promises of its plan, of its homes, and of how it ends."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from grace_opt.plan_file import digest
+from grace_opt.planners import joint
+from grace_opt.planners.home_choice import dealt
+from grace_opt.planners.home_scenarios import home_maps
+from grace_opt.planners.joint import CHOICE_SEED, STARTS, Joint
+from grace_opt.planners.local_search import LocalSearch
+from grace_opt.trace import Trace
+from grace_opt.traffic import traffic
+from simulator.cluster import SimulatedCluster
+
+SMALL = Joint(SimulatedCluster(), trials=800, num_batches=2, num_tokens=400, num_maps=1)
+
+
+@pytest.fixture(scope="module")
+def problem(problem_of, random_ids):
+    """Two layers, two nodes of two ranks, 6 slots more than the 10 experts, 40 sequences of 5 tokens."""
+    tokens = problem_of(random_ids(0, 2, 200, 10, 3), 10, 4, nodes=2)
+    starts = np.arange(0, 200, 5)
+    trace = Trace(tokens.trace.expert_ids, starts, starts + 5, starts * 0, ("text",), 10, homes=starts // 5 % 4)
+    return replace(tokens, trace=trace)
+
+
+@pytest.fixture(scope="module")
+def clustered(problem_of):
+    """(share, experts, ranks) -> top-2; experts of one cluster are those of equal remainder by the ranks, each a node.
+
+    A sequence of 5 tokens keeps to one cluster but for a share of its tokens. Slots for every expert once.
+    """
+
+    def make(strays, experts, ranks):
+        random = np.random.default_rng(1)
+        cluster_T = np.repeat(random.permutation(np.arange(60) % ranks), 5)
+        in_cluster_TE = np.arange(experts) % ranks == cluster_T[:, None]
+        in_cluster_TE[random.random(300) < strays] = False
+        ids_TK = np.argsort(random.random(in_cluster_TE.shape) - in_cluster_TE, axis=1)[:, :2]
+        problem = problem_of([ids_TK], experts, experts // ranks, nodes=ranks, ranks_per_node=1)
+        starts = np.arange(0, 300, 5)
+        trace = Trace(problem.trace.expert_ids, starts, starts + 5, starts * 0, ("text",), experts)
+        return replace(problem, trace=replace(trace, homes=np.arange(60) % ranks))
+
+    return make
+
+
+def seconds(problem, plan, cost=SMALL.cost):
+    """On the home maps that the planner chooses by."""
+    maps = home_maps(problem.trace, problem.topology, SMALL.num_maps, CHOICE_SEED + SMALL.seed)
+    return np.mean([cost(replace(problem, trace=trace), plan).mean_s for trace in maps])
+
+
+@pytest.mark.parametrize("scheme", ["hierarchical", "flat"])
+@pytest.mark.parametrize("slots", [4, [4, 5, 2, 3]])
+def test_no_start_is_better_on_the_maps_it_chooses_by(problem, scheme, slots):
+    cost = SimulatedCluster(scheme, tokens_per_rank=20)
+    problem = replace(problem, slots=slots)
+    solution = replace(SMALL, cost=cost)(problem)
+    problem.check(solution.plan)
+    assert solution.status == "heuristic" and solution.plan.provenance["planner"] == "joint"
+    assert solution.objective == pytest.approx(seconds(problem, solution.plan, cost), rel=1e-9)
+    starts = [seconds(problem, plan, cost) for plan in joint._starts(problem).values()]
+    assert len(starts) == (len(STARTS) if slots == 4 else len(starts))
+    assert solution.objective < 0.999 * min(starts)
+
+
+def test_a_clustered_trace_is_solved_to_its_optimum(clustered, groupings):
+    problem = clustered(0.3, 8, 2)
+    every = []
+    for group_E in groupings([4, 4]):
+        slots_LRS = np.array([[np.flatnonzero(group_E == rank) for rank in range(2)]])
+        every.append(seconds(problem, joint._plan(slots_LRS, problem)))
+    assert len(every) == 70
+    assert SMALL(problem).objective == pytest.approx(min(every), rel=1e-9)
+    assert min(every) < 0.9 * sorted(every)[2]  # by far the best, and its mirror
+
+
+def test_with_time_to_spare_the_clock_has_no_say(problem, monkeypatch):
+    plans, heats = [], []
+    for tick in (0.0, 0.001):
+        clock, asked = [0.0], []
+
+        def now(tick=tick, clock=clock):
+            clock[0] += tick
+            return clock[0]
+
+        def run(search, trials, hottest, *rest, original=LocalSearch.run, asked=asked, **options):
+            asked.append((trials, hottest))
+            original(search, trials, hottest, *rest, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(joint, "time", SimpleNamespace(perf_counter=now))
+            patch.setattr(LocalSearch, "run", run)
+            plans.append(digest(SMALL(problem).plan))
+            heats.append(sorted(asked))
+    assert plans[0] == plans[1]
+    assert heats[0] == heats[1]
+    assert plans[0] == digest(SMALL(problem).plan)
+
+
+def test_the_result_depends_on_the_seed(problem):
+    assert digest(SMALL(problem).plan) != digest(replace(SMALL, seed=1)(problem).plan)
+
+
+def test_out_of_time_it_returns_what_it_has(problem):
+    solution = replace(SMALL, time_limit_s=1e-6)(problem)
+    problem.check(solution.plan)
+    assert solution.status == "feasible"
+    best_start = min(seconds(problem, plan) for plan in joint._starts(problem).values())
+    assert solution.objective <= best_start * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("homes", ["given", "chosen"])
+def test_an_interrupt_ends_the_search_with_a_whole_plan(problem, homes, monkeypatch):
+    """It comes with the first trials; no layer, and with homes=chosen no second turn, is searched any more."""
+    begun = []
+
+    def run(search, trials, *rest, original=LocalSearch.run, **options):
+        if trials:
+            begun.append(id(search))
+            raise KeyboardInterrupt
+        original(search, trials, *rest, **options)
+
+    monkeypatch.setattr(LocalSearch, "run", run)
+    with pytest.warns(UserWarning, match="^joint: interrupted, the best plan so far is kept$"):
+        solution = replace(SMALL, homes=homes)(problem)
+    problem.check(solution.plan)
+    assert solution.status == "feasible"
+    assert len(begun) <= problem.model.num_layers
+
+
+def test_progress_tells_layers_done_and_seconds_found(problem):
+    seen = []
+    SMALL.search(problem, seen.append)
+    assert [progress.layers_done for progress in seen] == [1, 2]
+    assert all(progress.num_layers == 2 and progress.found_s < progress.start_s for progress in seen)
+
+
+def test_homes_as_a_decision_carry_a_rule_and_end_all_traffic_of_a_clustered_trace(clustered):
+    problem = clustered(0, 8, 4)
+    given, chosen = SMALL(problem), replace(SMALL, homes="chosen", first_tokens=2)(problem)
+    assert given.plan.homes is None and chosen.plan.homes is not None and chosen.plan.homes.first_tokens == 2
+    trace = dealt(problem.trace, chosen.plan)
+    assert traffic(trace, chosen.plan).cross_node_rows("hierarchical").sum() == 0
+    assert np.bincount(trace.homes).tolist() == [15] * 4
+    assert traffic(problem.trace, given.plan).cross_node_rows("hierarchical").sum() > 0
+    assert chosen.objective < given.objective / 10
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trials": 0}, "trials must be at least 1, got 0"),
+        ({"num_tokens": -1}, "num_tokens must be at least 1, got -1"),
+        ({"time_limit_s": float("inf")}, "time_limit_s must be a positive number, got inf"),
+        ({"hottest": float("nan")}, "hottest must be a positive number, got nan"),
+        ({"homes": "random"}, "homes must be given or chosen, got 'random'"),
+        ({"first_tokens": 0}, "first_tokens must be at least 1, or null for all, got 0"),
+        ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"cost": lambda problem, plan: None}, "cost must be a model that prices traffic, got function"),
+    ],
+)
+def test_options_of_no_sense_are_refused_in_one_line(change, message):
+    with pytest.raises(ValueError, match=f"^joint: {message}$"):
+        replace(SMALL, **change)
