@@ -19,10 +19,16 @@ def print_summary(rows: Sequence[Row]) -> None:
         ratios = [cell_ratios(cell) for cell in _cells(rows) if chosen(cell[0])]
         if ratios:
             best, grace, homes = (np.array(column) for column in zip(*ratios, strict=True))
-            means = (f"{np.exp(np.log(column).mean()):.3f}" for column in (best, grace, homes))
+            means = (f"{np.exp(np.nanmean(np.log(column))):.3f}" for column in (best, grace, homes))
             mean_best, mean_grace, mean_homes = means
             table.add_row(
-                title, str(len(ratios)), mean_best, f"{best.min():.3f}", mean_grace, mean_homes, f"{homes.min():.3f}"
+                title,
+                str(len(ratios)),
+                mean_best,
+                f"{best.min():.3f}",
+                mean_grace,
+                mean_homes,
+                f"{np.nanmin(homes):.3f}",
             )
     console().print(table)
 

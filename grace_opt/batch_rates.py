@@ -69,11 +69,18 @@ def batch_rates(problem: Problem, cost: PricesTraffic) -> BatchRates:
     tokens = _tokens_per_rank(problem, cost.tokens_per_rank)
     most_tokens = max(tokens * ranks, 1.0)
     between, node, inside, both = _row_rates(problem, cost, max(round(tokens), 1))
-    overlaps = bool(both < 0.75 * (between.max(initial=0.0) + inside.max(initial=0.0))) if nodes > 1 else False
+    alone = between[_with_peers(problem)], inside[_with_peers(problem)]
+    overlaps = nodes > 1 and bool(both < max(alone) + 0.5 * min(alone))
     return BatchRates(
         tokens, between, node, inside, _expert_seconds(problem, cost, most_tokens), most_tokens, overlaps,
         cost.scheme not in ("hierarchical", "hierarchical_padded"),
     )  # fmt: skip
+
+
+def _with_peers(problem: Problem) -> int:
+    """A rank of the largest node: it can have rows of both kinds."""
+    sizes = problem.topology.ranks_per_node
+    return sum(sizes[: int(np.argmax(sizes))])
 
 
 def _tokens_per_rank(problem: Problem, tokens_per_rank: int | None) -> float:
@@ -87,11 +94,11 @@ def _tokens_per_rank(problem: Problem, tokens_per_rank: int | None) -> float:
 def _row_rates(
     problem: Problem, cost: PricesTraffic, rows: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], float]:
-    """[R], [N], [R] seconds a row, and those of rank 0 with rows of both kinds: slopes from `rows` to twice that."""
+    """[R], [N], [R] seconds a row, and those of one rank with rows of both kinds: slopes from `rows` to twice that."""
     topology = problem.topology
     ranks, nodes, node_R = topology.num_ranks, topology.num_nodes, topology.node_of_rank
     probes = [("between", rank) for rank in range(ranks)] + [("node", node) for node in range(nodes)]
-    probes += [("inside", rank) for rank in range(ranks)] + [("both", 0)]
+    probes += [("inside", rank) for rank in range(ranks)] + [("both", _with_peers(problem))]
     visits_LRR = np.zeros((2 * len(probes), ranks, ranks), np.int64)
     entry_RN = proxy_ranks(topology.ranks_per_node)
     for index, (kind, which) in enumerate(probes):

@@ -73,12 +73,12 @@ def anneal(  # type: ignore[no-untyped-def]
                     continue
                 seen_T[t] = trial
                 b, home, weight = batch_T[t], home_T[t], weight_B[batch_T[t]]
+                stamp += 1
                 if not _route(
                     ids_TK, t, home, turn_T[t], copies_E, rank_EC, node_R, entry_RN, node_K, seen_N, seen_R, stamp,
                     copy_K, rank_TK, new_rank, new_visits, count,
                 ):  # fmt: skip
                     continue
-                stamp += 1
                 _change_rows(
                     node_R, entry_RN, node_mask, by_rank, rank_TK, visits_TW, rows, t, b, home, weight, new_rank,
                     new_visits, count, mask_W,

@@ -41,8 +41,8 @@ def homes_by_profile(trace: Trace, num_ranks: int) -> Trace:
         centred_QF = profiles_QF[sequences] - profiles_QF[sequences].mean(axis=0)
         along_Q = _leading(centred_QF)
         order = sequences[np.argsort(along_Q, kind="stable")]
-        tokens = np.cumsum(trace.lengths[order])
-        cut = int(np.searchsorted(tokens, tokens[-1] * (ranks // 2) / ranks))
+        tokens_before = np.concatenate(([0], np.cumsum(trace.lengths[order])))
+        cut = int(np.abs(tokens_before - tokens_before[-1] * (ranks // 2) / ranks).argmin())
         parts += [(order[:cut], first, ranks // 2), (order[cut:], first + ranks // 2, ranks - ranks // 2)]
     return replace(trace, homes=homes)
 

@@ -139,6 +139,8 @@ class Joint:
             found = with_best_rule(problem, self.cost, plan, rates, self.first_tokens, orders)
             if best is None or found[1] < best[1]:
                 best = found
+            if search.interrupted:
+                break
         assert best is not None
         return Solution(best[0], status="heuristic" if finished else "feasible", objective=best[1])
 

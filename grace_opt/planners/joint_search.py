@@ -21,8 +21,10 @@ from grace_opt.trace import Trace
 if TYPE_CHECKING:
     from grace_opt.planners.joint import Joint
 
-STRETCHES = 16
-"""Parts of a layer's search; between them the clock and Ctrl-C are looked at."""
+CHUNK = 500
+"""Moves between two looks at the clock and at Ctrl-C."""
+LAG = 0.05
+"""Share of the search by which the clock may be ahead of the moves before it decides the temperature."""
 COOLING = 0.01
 """Last temperature over the first."""
 COARSE, COARSE_SHARE = 4, 0.5
@@ -42,7 +44,8 @@ class Progress:
 
 
 class LayerSearches:
-    """Searches all layers side by side; `slots_L` holds the best found of each at any time."""
+    """Searches all layers side by side; `slots_L` holds the best found of each at any time; `interrupted` is
+    True after Ctrl-C."""
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class LayerSearches:
             for tokens in (max(1, options.num_tokens // COARSE), options.num_tokens)
         )
         self.slots_L = list(starts[0])
+        self.interrupted = False
         self._deadline, self._stop, self._done = deadline, Event(), list[tuple[float, float]]()
 
     def run(self) -> bool:
@@ -73,6 +77,7 @@ class LayerSearches:
             try:
                 return all(done for done in [future.result() for future in futures])
             except KeyboardInterrupt:
+                self.interrupted = True
                 self._stop.set()
                 warnings.warn("joint: interrupted, the best plan so far is kept", stacklevel=2)
                 return False
@@ -83,22 +88,25 @@ class LayerSearches:
         budget = max((self._deadline - now) / turns_left, 1e-9)
         slots_RS, start_s = self._best_start(layer)
         search = self._search(layer, slots_RS, self._coarse, len(self._starts))
-        share, phase = 0.0, 0
-        for stretch in range(STRETCHES):
-            share = max(stretch / STRETCHES, (time.perf_counter() - now) / budget)
-            if share >= 1 or self._stop.is_set():
+        done, phase, begins = 0, 0, True
+        while done < options.trials and not self._stop.is_set():
+            share, spent = done / options.trials, (time.perf_counter() - now) / budget
+            share = spent if spent > share + LAG else share
+            if share >= 1:
                 break
             before, phase = phase, (share > COARSE_SHARE) + (share > POLISH)
             if before == 0 and phase > 0:
                 search = self._search(layer, search.slots, self._fine, len(self._starts) + 1)
-            hot, cold = (options.hottest * COOLING**s for s in (share, share + 1 / STRETCHES))
-            trials = max(1, options.trials // STRETCHES) * (COARSE if phase == 0 else 1)
-            search.run(trials, hot, cold, 4 if phase == 2 else 3, resume=stretch > 0 and phase == before)
+            trials = min(CHUNK, options.trials - done)
+            hot, cold = (options.hottest * COOLING ** min(s, 1.0) for s in (share, share + trials / options.trials))
+            repeated = COARSE if phase == 0 else 1
+            search.run(trials * repeated, hot, cold, 4 if phase == 2 else 3, resume=not begins and phase == before)
             self.slots_L[layer] = search.slots
+            done, begins = done + trials, False
         self._done.append((start_s, search.objective))
         start, found = np.mean(self._done, axis=0)
         self._watch(Progress(len(self._done), len(self.slots_L), start, found))
-        return share < 1 and not self._stop.is_set()
+        return done >= options.trials
 
     def _search(self, layer: int, slots_RS: NDArray[np.int64], sampler: ScenarioSampler, number: int) -> LocalSearch:
         """The layer's search from some slots on some sample; number tells the searches of a layer apart."""

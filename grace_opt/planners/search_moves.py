@@ -5,7 +5,7 @@ from numba import njit
 from grace_opt.placement import EMPTY
 
 DROPS = 0.1
-"""Share of the moves of one slot that empty it."""
+"""Share of the moves of one slot that empty it, besides those that draw an expert which the rank already holds."""
 NOBODY = -1
 
 

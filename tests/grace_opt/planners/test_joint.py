@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from grace_opt.plan_file import digest
-from grace_opt.planners import joint
+from grace_opt.planners import joint, joint_search
 from grace_opt.planners.home_choice import dealt
 from grace_opt.planners.home_scenarios import home_maps
 from grace_opt.planners.joint import CHOICE_SEED, STARTS, Joint
@@ -94,7 +94,8 @@ def test_with_time_to_spare_the_clock_has_no_say(problem, monkeypatch):
             original(search, trials, hottest, *rest, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(joint, "time", SimpleNamespace(perf_counter=now))
+            for module in (joint, joint_search):
+                patch.setattr(module, "time", SimpleNamespace(perf_counter=now))
             patch.setattr(LocalSearch, "run", run)
             plans.append(digest(SMALL(problem).plan))
             heats.append(sorted(asked))
