@@ -105,7 +105,8 @@ class _progress:  # noqa: N801  # used like a function
         return lambda done, stands: self._bar.update(self._task, completed=done, stands=stands)
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._bar.console.is_terminal:
+            self._bar.stop()
 
 
 def _print_certificate(certificate: Certificate, by_counting: bool) -> None:

@@ -7,8 +7,8 @@ under the plan. Requests are dealt in the order in which they come, each to the 
     cost + crowding_s * (tokens of the rank - fewest tokens of any rank) / mean tokens of a rank,
 
 with the request counted on the rank and in the mean; ties to the lowest rank. With crowding_s = 0 only affinity counts,
-with a large one only balance. A serving front end that sees the first tokens' routing (its prefill, or a small router's guess) can apply
-the rule as it stands: it needs the plan and these four numbers, which travel in the plan file.
+with a large one only balance. A serving front end that sees the first tokens' routing (its prefill, or a small router's
+guess) can apply the rule as it stands: it needs the plan and these four numbers, which travel in the plan file.
 
 Example: 2 ranks on 2 nodes, experts 0 and 1 on rank 0, 2 and 3 on rank 1; a request whose first tokens chose 0 and 1
 costs nothing at rank 0, and one row a token at rank 1.

@@ -1,8 +1,8 @@
 """The benchmarks run at a small size and say what they measured."""
 
-import numpy as np
+import argparse
 
-from analysis.bench_planners import home_maps, mirrored
+from analysis.bench_planners import RIVALS, measure_cell
 from analysis.bench_traffic import measure, write_random_trace
 from grace_opt.provenance import append_rows
 
@@ -21,11 +21,16 @@ def test_rows_are_appended_under_one_header(tmp_path):
     assert (tmp_path / "rows.csv").read_text().split() == ["a", "1", "2"]
 
 
-def test_every_map_of_homes_is_followed_by_its_mirror(make_problem, make_trace):
-    problem = make_problem(make_trace([[[0, 1]] * 8], homes=[0] * 8))
-    maps = [p.trace.homes for p in home_maps(problem)]
-    assert len(maps) == 32
-    for dealt, mirror in zip(maps[::2], maps[1::2], strict=True):
-        np.testing.assert_array_equal(mirror, (dealt + 2) % 4)
-    again = mirrored(mirrored(problem.trace, problem.topology), problem.topology)
-    np.testing.assert_array_equal(again.homes, problem.trace.homes)
+def test_a_cell_of_the_planners_benchmark_holds_every_planner_at_the_same_slots(tmp_path):
+    options = argparse.Namespace(traces=tmp_path, maps=1, seconds=1.0, rival_seconds=1.0)
+    rows = measure_cell(options, "sample", "a100_25gbe_2x2", "prefill", "E + 1 per rank")
+    by_name = {row["planner"]: row for row in rows}
+    assert set(by_name) == {*RIVALS, "joint", "grace", "joint_with_homes"}
+    assert {row["slots"] for name, row in by_name.items() if name != "grace"} == {4 * 17}
+    assert {row["homes"] for row in rows} == {"given", "chosen"} and by_name["joint_with_homes"]["homes"] == "chosen"
+    assert all(row["layer_time_s"] > 0 and row["home_maps"] in (1, 2) for row in rows)
+
+
+def test_a_budget_that_another_holds_already_makes_no_cell(tmp_path):
+    options = argparse.Namespace(traces=tmp_path, maps=1, seconds=1.0, rival_seconds=1.0)
+    assert measure_cell(options, "sample", "h100_ib_4x8", "prefill", "1.25 E") == []

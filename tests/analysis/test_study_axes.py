@@ -100,7 +100,7 @@ def test_scaled_multiplies_one_number():
     ("overrides", "expected"),
     [
         (["plannner=linear,eplb"], "unknown option 'plannner'; did you mean planner?"),
-        (["planner=linear,elpb"], "planner=elpb does not exist; did you mean eplb?"),
+        (["planner=linear,epbl"], "planner=epbl does not exist; did you mean eplb?"),
         (["topology.inter_bytes_per=1e9,2e9"], "did you mean topology.inter_bytes_per_s?"),
         (["topology.num_nodes=2,three"], "topology.num_nodes must be int, got 'three'"),
         (["slots_per_rank=16,many"], "slots_per_rank must be int"),

@@ -118,7 +118,7 @@ def test_a_command_for_several_ranks_says_so_when_run_alone(command):
         ("topology=null", "topology=None does not exist; "),
         ("topology.num_nodes=two", "topology.num_nodes must be int, got 'two'"),
         ("planner.seed=1.5", "planner.seed must be int, got 1.5"),
-        ("+planner.speed=3", "planner.speed is no option of grace_opt.planners.grace.Grace"),
+        ("+planner.speed=3", "planner.speed is no option of grace_opt.planners.joint.Joint"),
         (
             "scheme=fast",
             "scheme must be one of pairs, flat, hierarchical, hierarchical_padded, ",
