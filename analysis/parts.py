@@ -11,6 +11,7 @@ from analysis.results import Row, price
 from grace_opt.cost import CostModel
 from grace_opt.homes import Homes
 from grace_opt.model import MoEModel
+from grace_opt.plan import Plan
 from grace_opt.planners.home_choice import dealt
 from grace_opt.planners.joint_search import Progress
 from grace_opt.problem import Problem, check_trace, slots_that_fit, smallest_slots
@@ -78,8 +79,13 @@ def price_parts(
     A plan with a home rule is priced with requests living where the rule puts them, and its rows say so.
     """
     method = "file" if planner is None else type(planner).__name__
-    plan = solution.plan
-    if plan.homes is not None:
-        parts = {s: dataclasses.replace(part, trace=dealt(part.trace, plan)) for s, part in parts.items()}
+    plan, parts = solution.plan, at_homes_of(solution.plan, parts)
     rows = [price(name, method, split, part, solution, cost) for split, part in parts.items()]
     return [{**row, "homes": "given" if plan.homes is None else "chosen"} for row in rows]
+
+
+def at_homes_of(plan: Plan, parts: dict[str, Problem]) -> dict[str, Problem]:
+    """The parts with requests living where the plan's rule puts them; unchanged if it has none."""
+    if plan.homes is None:
+        return parts
+    return {name: dataclasses.replace(part, trace=dealt(part.trace, plan)) for name, part in parts.items()}

@@ -7,7 +7,7 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from analysis.certify import Certificate, certify
 from analysis.parts import price_parts, problems, solve, with_wanted_slots
-from analysis.report import print_rows
+from analysis.report import print_homes, print_rows
 from analysis.results import Row, add_speedups, describe, require_writable, write_result
 from grace_opt.cost import CostModel
 from grace_opt.homes import Homes
@@ -63,6 +63,7 @@ def plan(
     rows = add_speedups(rows)
     write_result(folder, "plan", about, rows)
     print_rows(about, rows)
+    print_homes(solution.plan)
     _print_certificate(certificate, by_counting=bound_seconds is None)
     print(f"\nwrote {folder}/plan.json ({digest(solution.plan)[:19]}) and result.json")
     return rows

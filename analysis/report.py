@@ -11,6 +11,7 @@ from rich.table import Table
 
 from analysis.agreement import summarize
 from analysis.results import Row
+from grace_opt.plan import Plan
 
 WIDTH = 140
 Column = tuple[str, str, str, float, int]
@@ -201,3 +202,11 @@ def _headline(problem: Mapping[str, Any], rows: Sequence[Row]) -> str:
         f"tokens: {parts}{asked}\n{_assumed(problem)}"
         "predicted times, mean over layers; rows are those of dispatch\n"
     )
+
+
+def print_homes(plan: Plan) -> None:
+    """Say that the plan's own rule deals requests onto ranks, if it has one."""
+    if plan.homes is not None:
+        first = plan.homes.first_tokens
+        known = "all tokens" if first is None else f"the first {first} tokens"
+        print(f"\nhomes by the plan's rule, from {known} of each request: not those of `homes`, nor of other plans")

@@ -3,9 +3,9 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from analysis.parts import problems
+from analysis.parts import at_homes_of, problems
 from analysis.plots import caveat, save
-from analysis.report import print_bounds, print_rows
+from analysis.report import print_bounds, print_homes, print_rows
 from analysis.results import Row, assumed_constants, describe, require_writable, write_result
 from analysis.timeline_files import draw_timelines, write_chrome_trace
 from analysis.traffic_matrix import traffic_matrix
@@ -59,6 +59,7 @@ def simulate(
     saved = read_plan(plan)
     saved.check(model, topology)
     parts = problems(model, topology, trace, split, homes, saved.placement.slots_used.max(axis=0).tolist())
+    parts = at_homes_of(saved, parts)
     folder = require_writable(output)
     name = str(saved.provenance.get("planner", "plan"))
     count = {key: counter(part, saved) for key, part in parts.items()}
@@ -70,6 +71,7 @@ def simulate(
     ]
     about = {**describe(parts["fit"], parts, cost, split, homes), "overlap": overlap, "end_to_end": whole["held_out"]}
     print_rows(about, rows)
+    print_homes(saved)
     if overlap == "two_batch":
         print("two half batches take turns: phases are of both halves, a layer hides some of them; what follows about")
         print("bounds, timelines and traffic is of one half after the other")

@@ -1,6 +1,7 @@
 """`torchrun ... -m runtime validate`: predicted against measured layer times of many plans on the ranks it runs on."""
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -168,6 +169,8 @@ def _plans_from(paths: Sequence[str], model: MoEModel, topology: Topology, excer
     for path in paths:
         plan = read_plan(path)
         plan.check(model, topology)
+        if plan.homes is not None:
+            warnings.warn(f"plan {path} has a rule for homes; it is replayed with those of `homes`", stacklevel=2)
         first = excerpt.first_moe_layer - model.first_moe_layer
         found[str(plan.provenance.get("planner", path))] = plan.of_layers(range(first, first + excerpt.num_layers))
     return found
