@@ -3,7 +3,8 @@
 A plan is fitted once per cell. It is priced on the held-out part under seeded random homes, each map with its mirror
 (nodes in reverse order), the same maps for every planner; a row gives the mean and the spread over them. Rows of the
 joint planner with homes as its own decision are apart: there requests arrive in as many seeded orders and the plan's
-rule deals them. Random homes are cut into more batches than even ones, so only seconds per token compare across both.
+rule deals them; every other plan is priced on these orders too, each request on the rank with the fewest tokens so far.
+Random homes are cut into more batches than even ones, so only seconds per token compare across both.
 
 Cells are written to outputs/bench-planners/result.json as they are done, and a second run goes on where one stopped;
 `analysis/results/planners.csv` keeps the rows of whole runs.
@@ -26,12 +27,13 @@ from analysis.parts import problems, solve
 from analysis.report import console
 from analysis.results import Row, price, write_result
 from grace_opt.configuration import build, read_configuration
-from grace_opt.cost import CostModel
-from grace_opt.planners.home_choice import arrivals, dealt
+from grace_opt.homes import Balanced
+from grace_opt.planners.home_choice import arrivals, dealt, layer_s_per_token
 from grace_opt.planners.home_scenarios import home_maps
 from grace_opt.problem import Problem, smallest_slots
 from grace_opt.provenance import append_rows, provenance
 from grace_opt.solution import Planner, Solution
+from simulator.cluster import SimulatedCluster
 
 RESULTS = Path(__file__).parent / "results" / "planners.csv"
 OUTPUT = Path("outputs/bench-planners")
@@ -127,7 +129,7 @@ def _slots(num_experts: int, smallest: int, ranks: int, budget: str) -> int | No
     return None if budget == "1.25 E" and slots <= smallest + 1 else slots
 
 
-def judge(name: str, planner: Planner, parts: dict[str, Problem], cost: CostModel, num_maps: int) -> Row:
+def judge(name: str, planner: Planner, parts: dict[str, Problem], cost: SimulatedCluster, num_maps: int) -> Row:
     """Plan once, price on every map of homes, under the cost's scheme and flat."""
     began = time.perf_counter()
     with warnings.catch_warnings():
@@ -143,13 +145,16 @@ def judge(name: str, planner: Planner, parts: dict[str, Problem], cost: CostMode
     }
     times = np.array([row["layer_time_s"] for row in rows])
     fit = [cost(part, solution.plan).mean_s for part in maps_for(solution, parts["fit"], 2)]
-    flat = dataclasses.replace(cost, scheme="flat")  # type: ignore[type-var]
+    flat = dataclasses.replace(cost, scheme="flat")
     flat_s = [flat(part, solution.plan).mean_s for part in maps_for(solution, held_out, 2)]
+    orders = [Balanced()(trace, held_out.topology.num_ranks) for trace in arrivals(held_out.trace, num_maps, 0)]
+    even = [layer_s_per_token(held_out, cost, solution.plan, trace) for trace in orders]
     per_token = [row["layer_time_s"] / row["tokens_per_rank"] for row in rows]
     return {
         **{key: rows[0][key] for key in ("planner", "split", "scheme", "slots", "bound", "gap")},
         **mean,
         "layer_s_per_token": float(np.mean(per_token)),
+        "even_homes_s_per_token": float(np.mean(even)),
         "layer_time_worst_map_s": float(times.max()),
         "layer_time_std_s": float(times.std()),
         "fit_layer_time_s": float(np.mean(fit)),

@@ -31,11 +31,23 @@ def _git(*arguments: str) -> str:
 
 
 def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Append rows to a CSV file, with a header if it is new."""
+    """Append rows to a CSV file, with a header if it is new.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    fields = list(rows[0])
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            known = next(csv.reader(file), [])
+        if set(known) != set(fields):
+            odd = sorted(set(known) ^ set(fields))
+            raise ValueError(f"{path} and the new rows differ in column {odd[0]}: move the file away")
+        fields = known
     new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, fields)
         if new:
             writer.writeheader()
         writer.writerows(rows)

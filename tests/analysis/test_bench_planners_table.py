@@ -10,7 +10,8 @@ from analysis.bench_planners_table import cell_ratios, print_summary
 
 def row(planner, layer_time_s, budget="E", phase="prefill", **fields):
     cell = {"model": "sample", "topology": "a100_25gbe_2x2", "phase": phase, "budget": budget}
-    return {**cell, "planner": planner, "layer_time_s": layer_time_s, "layer_s_per_token": layer_time_s / 10, **fields}
+    per_token = {"layer_s_per_token": layer_time_s / 9, "even_homes_s_per_token": layer_time_s / 10}
+    return {**cell, "planner": planner, "layer_time_s": layer_time_s, **per_token, **fields}
 
 
 CELL = [
@@ -47,7 +48,12 @@ def test_groups_take_geometric_means_and_worst_cells(monkeypatch):
             lines.update({line[0]: list(line[1:]) for line in zip(*columns, strict=True)})
 
     monkeypatch.setattr(bench_planners_table, "console", Console)
-    other = [row("eplb", 8.0), row("grace_trimmed", 9.0), row("joint", 3.0), row("joint_with_homes", 4.0)]
+    other = [
+        row("eplb", 8.0),
+        row("grace_trimmed", 9.0),
+        row("joint", 3.0),
+        row("joint_with_homes", 4.0, layer_s_per_token=0.4),
+    ]
     other = [{**each, "budget": "1.25 E", "phase": "decode"} for each in other]
     print_summary([line for pair in zip(CELL, [*other, None, None, None], strict=True) for line in pair if line])
     # cells: 1.5, 2.5, 3.0 and 8 / 3, 9 / 3, 8 / 4; means are roots of products
