@@ -34,7 +34,7 @@ def print_summary(rows: Sequence[Row]) -> None:
 
 
 def cell_ratios(cell: Sequence[Row]) -> tuple[float, float, float]:
-    """Held-out layer time of the best rival, and of GRACE at the budget, over ours; the same with homes as our decision.
+    """Held-out layer time of the best rival, and of GRACE at the budget, over ours; the same with homes as decision.
 
     There it is seconds per token of the rival that is best at evenly dealt homes: evenness alone is no gain of ours.
     """
