@@ -1,6 +1,7 @@
 """`torchrun ... -m runtime generate`: run the sample model under a saved plan and say where its time goes."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def generate(
         raise ValueError(f"batch, prefill, decode and repetitions must be at least 1, got {given}")
     chosen = read_plan(plan)
     require_ranks(group, f"plan {plan}", chosen.ranks_per_node)
+    if chosen.homes is not None and not group.rank:
+        warnings.warn(f"plan {plan} has a rule for homes; prompts are dealt evenly here", stacklevel=2)
     group.agree({"plan": digest(chosen)[:23]})
     task = Task(plan_to_text(chosen), scheme, checkpoint, batch, prefill, decode, repetitions)
     parts = dict(zip(("prefill", "decode"), run(group, task), strict=True))
