@@ -30,3 +30,23 @@ def _count_pairs(ids_TK, num_experts):  # type: ignore[no-untyped-def]
             for j in range(i):
                 count_EE[ids_TK[token, i], ids_TK[token, j]] += 1
     return count_EE + count_EE.T
+
+
+def transitions_after(trace: Trace, layer: int) -> NDArray[np.int64]:
+    """[E, E] (token, choice, next choice) triples with expert i in this layer and expert j in the next.
+
+    A token that chooses K experts in both layers counts K * K times.
+
+    Example: a token that chose experts 0 and 1, then 2 and 3, adds 1 to (0, 2), (0, 3), (1, 2) and (1, 3).
+    """
+    return np.asarray(_count_transitions(trace.layer(layer), trace.layer(layer + 1), trace.num_experts))
+
+
+@njit(nogil=True, cache=True)
+def _count_transitions(ids_TK, next_TK, num_experts):  # type: ignore[no-untyped-def]
+    count_EE = np.zeros((num_experts, num_experts), np.int64)
+    for token in range(ids_TK.shape[0]):
+        for i in range(ids_TK.shape[1]):
+            for j in range(ids_TK.shape[1]):
+                count_EE[ids_TK[token, i], next_TK[token, j]] += 1
+    return count_EE

@@ -24,7 +24,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from grace_opt.profile import affinity, expert_loads
+from grace_opt.profile import affinity, expert_loads, transitions_after
 from grace_opt.split import Alternate
 from grace_opt.trace import Trace
 
@@ -147,20 +147,10 @@ def _coupling(trace: Trace) -> float:
     """Mean over neighbouring layers; 0 if there is one layer only."""
     variations = [0.0] if trace.num_layers == 1 else []
     for layer in range(trace.num_layers - 1):
-        count_EE = _count_transitions(trace.layer(layer), trace.layer(layer + 1), trace.num_experts)
+        count_EE = transitions_after(trace, layer)
         by_load_EE = np.outer(count_EE.sum(1), count_EE.sum(0)) / count_EE.sum()
         variations.append(np.abs(count_EE - by_load_EE).sum() / 2 / count_EE.sum())
     return float(np.mean(variations))
-
-
-@njit(nogil=True, cache=True)
-def _count_transitions(ids_TK, next_TK, num_experts):  # type: ignore[no-untyped-def]
-    count_EE = np.zeros((num_experts, num_experts), np.int64)
-    for token in range(ids_TK.shape[0]):
-        for i in range(ids_TK.shape[1]):
-            for j in range(ids_TK.shape[1]):
-                count_EE[ids_TK[token, i], next_TK[token, j]] += 1
-    return count_EE
 
 
 def _groups(fit: Trace, held_out: Trace, layer: int) -> dict[str, float]:
