@@ -129,8 +129,8 @@ class Watch(threading.Thread):
         if self._gone or now - self._heard > patience_s:
             why = self._gone or f"no answer for {patience_s:g} s"
             return ConnectionError(f"rank 0 on {self.where[0]} or its host is missing: {why}")
-        silence = {
-            rank: now - since
+        silence = {  # up to the store's last answer: behind a cut link, those beside this rank are silent too
+            rank: self._heard - since
             for rank, (beat, since) in enumerate(self._seen)
             if rank != self.rank and not beat.startswith(FINISHED)
         }
@@ -149,8 +149,9 @@ class Watch(threading.Thread):
                 number += 1
                 self.store.set(self._keys[self.rank], str(number))
                 beats = [beat.decode() for beat in self.store.multi_get(self._keys)]
-                self._heard = now = time.monotonic()
+                now = time.monotonic()
                 self._seen = [old if old[0] == new else (new, now) for old, new in zip(self._seen, beats, strict=True)]
+                self._heard = now
                 self._leaving.wait(INTERVAL_S)
             if self._farewell != FINISHED:
                 said = f"said/{hashlib.sha256(self._farewell.encode()).hexdigest()}"

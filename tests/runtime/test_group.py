@@ -121,6 +121,15 @@ def test_ranks_that_fell_silent_together_are_named_together(silence, named):
     assert watch._wrong(5) is None
 
 
+def test_behind_a_cut_link_no_rank_is_named_but_that_of_the_store():
+    watch, now = Watch(None, 2, ("a", "a", "b", "b"), timeout_s=4), time.monotonic()
+    watch._heard = now - 4.1
+    watch._seen = [("1", now - 4.3)] * 4  # rank 3, on this side, beat a little before the store fell silent
+    assert str(watch._wrong(4)) == "rank 0 on a or its host is missing: no answer for 4 s"
+    watch._heard = now - 3.9
+    assert watch._wrong(4) is None
+
+
 def test_ranks_that_never_join_are_named(ranks, program):
     ended = ranks.start([program, "nodes", "timeout_s=3"], 4, only=(0, 1)).ended(within_s=20)
     assert ended == [(1, [f"grace-opt: rank {rank}: ranks 2, 3 did not join within 3 s"]) for rank in (0, 1)]
