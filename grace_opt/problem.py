@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from grace_opt.load_history import LoadHistory
 from grace_opt.model import MoEModel
 from grace_opt.plan import Plan
 from grace_opt.topology import Topology
@@ -31,7 +32,7 @@ class Problem:
     slots: NDArray[np.int64] | Sequence[int] | int
 
     def __post_init__(self) -> None:
-        check_trace(self.trace, self.model)
+        self._check_routing()
         given = np.asarray(self.slots)
         if given.shape not in ((), (1,), (self.topology.num_ranks,)) or not np.issubdtype(given.dtype, np.integer):
             raise ValueError(
@@ -43,13 +44,6 @@ class Problem:
         slots = np.array(np.broadcast_to(given, self.topology.num_ranks), np.int64)
         slots.setflags(write=False)
         object.__setattr__(self, "slots", slots)
-        if self.trace.homes is None:
-            raise ValueError("the trace of a problem needs homes: deal its sequences onto ranks first")
-        if self.trace.homes.max() >= self.topology.num_ranks:
-            raise ValueError(
-                f"trace has a sequence at home on rank {self.trace.homes.max()}, but topology {self.topology.name} "
-                f"has only ranks 0..{self.topology.num_ranks - 1}"
-            )
         if slots.sum() < self.model.num_experts:
             raise ValueError(
                 f"slots_per_rank gives {slots.sum()} slots on {len(slots)} ranks, fewer than the "
@@ -64,6 +58,16 @@ class Problem:
                 f"slots_per_rank={slots[rank]} needs {needed / 1e9:.1f} GB on rank {rank}, which has "
                 f"{self.topology.memory_bytes[rank] / 1e9:.1f} GB: it holds {max(room[rank], 0)} slots per layer of "
                 f"{self.model.name}"
+            )
+
+    def _check_routing(self) -> None:
+        check_trace(self.trace, self.model)
+        if self.trace.homes is None:
+            raise ValueError("the trace of a problem needs homes: deal its sequences onto ranks first")
+        if self.trace.homes.max() >= self.topology.num_ranks:
+            raise ValueError(
+                f"trace has a sequence at home on rank {self.trace.homes.max()}, but topology {self.topology.name} "
+                f"has only ranks 0..{self.topology.num_ranks - 1}"
             )
 
     @property
@@ -88,7 +92,21 @@ class Problem:
             )
 
 
-def check_trace(trace: Trace, model: MoEModel) -> None:
+@dataclass(frozen=True, eq=False)
+class LoadProblem(Problem):
+    """A problem of which only loads are known, for planners that ask for no more (`plans_from = "loads"`).
+
+    Attributes:
+        trace: the load history in place of tokens; `expert_loads` reads it, everything else about tokens fails.
+    """
+
+    trace: LoadHistory  # type: ignore[assignment]
+
+    def _check_routing(self) -> None:
+        check_trace(self.trace, self.model)
+
+
+def check_trace(trace: Trace | LoadHistory, model: MoEModel) -> None:
     """Raise ValueError unless the trace can be one of this model."""
     if trace.model and trace.model != model.name:
         raise ValueError(f"trace was recorded from model {trace.model}, but the model given is {model.name}")

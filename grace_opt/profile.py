@@ -4,11 +4,14 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from grace_opt.load_history import LoadHistory
 from grace_opt.trace import Trace
 
 
-def expert_loads(trace: Trace) -> NDArray[np.int64]:
-    """[L, E] tokens that chose each expert."""
+def expert_loads(trace: Trace | LoadHistory) -> NDArray[np.int64]:
+    """[L, E] tokens that chose each expert: all that a planner may ask of a load history."""
+    if isinstance(trace, LoadHistory):
+        return trace.loads
     load_LE = np.zeros((trace.num_layers, trace.num_experts), np.int64)
     for layer in range(trace.num_layers):
         ids_TK = np.asarray(trace.expert_ids[layer])

@@ -53,6 +53,7 @@ class Eplb:
     """
 
     plans_by: ClassVar[str] = "structure"  # of the topology it sees only which ranks share a node
+    plans_from: ClassVar[str] = "loads"  # counts are enough
 
     hierarchical: bool = False
     num_groups: int | None = None

@@ -46,6 +46,7 @@ class Lazarus:
     """
 
     plans_by: ClassVar[str] = "structure"  # of the topology it sees only which ranks share a node
+    plans_from: ClassVar[str] = "loads"  # counts are enough
 
     fault_threshold: int = 2
     routing: str = "uniform"

@@ -19,6 +19,7 @@ class Linear:
     """
 
     plans_by: ClassVar[str] = "structure"  # of the topology it sees only which ranks share a node
+    plans_from: ClassVar[str] = "loads"  # it reads nothing of the trace
 
     def __call__(self, problem: Problem) -> Solution:
         rank_E = np.repeat(np.arange(problem.topology.num_ranks), even_sizes(problem))

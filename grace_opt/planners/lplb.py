@@ -43,6 +43,11 @@ class Lplb:
         """What of the topology it sees: what the planner of its placement sees."""
         return getattr(self.placement, "plans_by", "topology")
 
+    @property
+    def plans_from(self) -> str:
+        """Whether loads are enough: if they are for its placement."""
+        return getattr(self.placement, "plans_from", "tokens")
+
     def __call__(self, problem: Problem) -> Solution:
         placement = self.placement(problem).plan.placement
         splits = [

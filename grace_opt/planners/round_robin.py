@@ -20,6 +20,7 @@ class RoundRobin:
     """
 
     plans_by: ClassVar[str] = "structure"  # of the topology it sees only which ranks share a node
+    plans_from: ClassVar[str] = "loads"  # it reads nothing of the trace
 
     def __call__(self, problem: Problem) -> Solution:
         sizes = even_sizes(problem)

@@ -48,7 +48,7 @@ BUILT_WITH_ARGUMENTS = {
 
 @pytest.mark.parametrize(("group", "choice"), OPTIONS)
 def test_every_option_of_every_group_builds(group, choice):
-    command = {"planner": "plan", "measured": "validate"}.get(group, "compare")
+    command = {"planner": "plan", "measured": "validate", "source": "import"}.get(group, "compare")
     place = {"gpu": "gpu@topology.gpu"}.get(group, group)
     config = read_configuration(command, [f"{place}={choice}", *BUILT_WITH_ARGUMENTS.get((group, choice), [])])
     instantiate(OmegaConf.select(config, place.partition("@")[2] or group), _convert_="all")
@@ -92,7 +92,10 @@ def test_a_model_preset_has_the_published_number_of_parameters(name, parameters,
 
 
 def test_there_is_one_root_file_per_command():
-    assert set(commands()) == {"compare", "plan", "simulate", "calibrate", "validate", "generate", "accuracy", "study"}
+    assert set(commands()) == {
+        "compare", "import", "plan", "simulate", "calibrate", "validate", "generate", "accuracy", "study", "front",
+        "export",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("command", ["calibrate", "validate", "generate plan=x"])

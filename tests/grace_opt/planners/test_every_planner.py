@@ -1,5 +1,6 @@
 """What holds for every planner of `conf/planner`."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -16,7 +17,16 @@ from grace_opt.topology import Topology
 from grace_opt.trace import Trace
 from grace_opt.traffic import traffic
 
-PLANNERS = sorted(groups()["planner"])
+NEEDED = {"hypergraph": "mtkahypar"}
+PLANNERS = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec(NEEDED.get(name, "json")) is None, reason=f"{name} needs {NEEDED.get(name)}"
+        ),
+    )
+    for name in sorted(groups()["planner"])
+]
 DEVICE = GPU("toy", flops_per_s=1e12, memory_bytes_per_s=1e12, memory_bytes=1e12)
 
 

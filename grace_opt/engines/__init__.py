@@ -1,0 +1,1 @@
+"""Serving engines, one a file: what a plan is to each of them."""
