@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -38,24 +39,25 @@ def certify(
     problem: Problem,
     cost: CostModel,
     seconds_per_layer: float | None,
-    progress: Callable[[int, float], None] | None = None,
+    watch: Callable[[int, float | None], None] | None = None,
 ) -> Certificate:
     """Bound what any plan could reach on a problem; Ctrl-C keeps what is proven so far.
 
     Args:
         seconds_per_layer: see `lower_bounds`; the first bound of a layer takes what it takes. None only counts slots.
-        progress: called with (layer, rows between nodes proven for it).
+        watch: called whenever a bound has risen, with how many layers are begun and the seconds of a layer that no plan
+            beats, None where the cost model tells none. It may raise `Enough`: bounds end there.
     """
     plan = solution.plan
     if plan.homes is not None:
         problem = replace(problem, trace=dealt(problem.trace, plan))
     rows_L = traffic(problem.trace, plan).cross_node_rows("hierarchical").sum(axis=1)
-    if seconds_per_layer is None:
-        bounds = counted_bounds(problem)
-    else:
+    bounds = counted_bounds(problem)
+    if seconds_per_layer is not None:
         intra = seconds_per_layer >= INTRA_FROM_S
-        bounds = lower_bounds(problem, seconds_per_layer, rows_of_plan=rows_L.tolist(), intra=intra, progress=progress)
-    bound = _least_seconds(problem, cost, bounds)
+        tell = None if watch is None else partial(_tell, watch, problem, cost, bounds, {})
+        bounds = lower_bounds(problem, seconds_per_layer, rows_of_plan=rows_L.tolist(), intra=intra, progress=tell)
+    bound = least_seconds(problem, cost, bounds)
     solution = replace(solution, objective=cost(problem, plan).mean_s, bound=bound)
     some = bounds.cross_node_rows > 0
     gaps = rows_L[some] / bounds.cross_node_rows[some] - 1
@@ -63,8 +65,25 @@ def certify(
     return Certificate(solution, int(rows_L.sum()), float(bounds.cross_node_rows.sum()), median)
 
 
-def _least_seconds(problem: Problem, cost: CostModel, bounds: Bounds) -> float | None:
+def least_seconds(problem: Problem, cost: CostModel, bounds: Bounds) -> float | None:
+    """Of a layer, in the mean; None if the cost model tells none."""
     if not hasattr(cost, "least_time"):
         return None
     least = cost.least_time(problem, bounds.cross_node_rows, bounds.intra_node_rows, bounds.busiest_load)
     return float(least.mean_s)
+
+
+def _tell(
+    watch: Callable[[int, float | None], None],
+    problem: Problem,
+    cost: CostModel,
+    counted: Bounds,
+    proven: dict[int, float],
+    layer: int,
+    rows: float,
+) -> None:
+    """Put what is proven of the layers so far into seconds; `proven` keeps it from call to call."""
+    proven[layer] = rows
+    rows_L = counted.cross_node_rows.copy()
+    rows_L[list(proven)] = list(proven.values())
+    watch(len(proven), least_seconds(problem, cost, replace(counted, cross_node_rows=rows_L)))

@@ -13,7 +13,7 @@ from grace_opt.homes import Homes
 from grace_opt.model import MoEModel
 from grace_opt.plan import Plan
 from grace_opt.planners.home_choice import dealt
-from grace_opt.planners.joint_search import Progress
+from grace_opt.planners.joint_progress import Progress
 from grace_opt.problem import Problem, check_trace, slots_that_fit, smallest_slots
 from grace_opt.solution import Planner, Solution
 from grace_opt.split import Split

@@ -1,19 +1,21 @@
 """`grace-opt plan`: make one plan and say what it brings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from rich.console import Console
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
-
-from analysis.certify import Certificate, certify
+from analysis.certify import Certificate, certify, least_seconds
+from analysis.gap_line import GapLine
 from analysis.parts import price_parts, problems, solve, with_wanted_slots
+from analysis.plan_from_loads import plan_from_loads
 from analysis.report import print_homes, print_rows
 from analysis.results import Row, add_speedups, describe, require_writable, write_result
+from grace_opt.bounds.certificate import counted_bounds
 from grace_opt.cost import CostModel
 from grace_opt.homes import Homes
+from grace_opt.load_history import LoadHistory
 from grace_opt.model import MoEModel
 from grace_opt.plan_file import digest, write_plan
-from grace_opt.planners.joint_search import Progress as SearchProgress
+from grace_opt.planners.joint_progress import Enough
+from grace_opt.planners.joint_progress import Progress as SearchProgress
 from grace_opt.planners.linear import Linear
 from grace_opt.problem import Problem
 from grace_opt.solution import Planner, Solution
@@ -25,7 +27,7 @@ from grace_opt.trace import Trace
 def plan(
     model: MoEModel,
     topology: Topology,
-    trace: Trace,
+    trace: Trace | LoadHistory,
     split: Split,
     homes: Homes,
     cost: CostModel,
@@ -33,34 +35,46 @@ def plan(
     output: str,
     slots_per_rank: int | Sequence[int] | None = None,
     bound_seconds: float | None = None,
+    gap: float | None = None,
 ) -> list[Row]:
     """Plan on the fit part, price the plan and `linear` on both parts; write plan.json and result.json.
 
+    Ctrl-C ends a search, then the bounds; either time the best plan and bound so far are written.
+
     Args:
+        trace: tokens, or loads alone (see `plan_from_loads`, which takes over).
         bound_seconds: per layer, to prove how good a plan can be on the fit part; None only counts slots, at once.
+        gap: (layer time - bound) / bound of the fit part that is good enough: a search ends where the bound by counting
+            proves it, bounds end where they do. None: never.
 
     Raises:
         ValueError: bad input, or the planner cannot plan within the slots.
     """
-    if bound_seconds is not None and not 0 < bound_seconds < float("inf"):
-        raise ValueError(
-            f"bound_seconds must be a positive number, or null for bounds by counting alone, got {bound_seconds}"
-        )
+    if isinstance(trace, LoadHistory):
+        if gap is not None:
+            raise ValueError("gap compares layer times, which counts do not tell: leave it null")
+        return plan_from_loads(model, topology, trace, split, planner, output, slots_per_rank, bound_seconds)
+    _check_limits(planner, cost, bound_seconds, gap)
     parts = problems(model, topology, trace, split, homes, slots_per_rank)
     if slots_per_rank is None:
         parts = with_wanted_slots(parts, [planner])
     folder = require_writable(output)
-    solution = _solve(planner, parts["fit"])
-    write_plan(folder / "plan.json", solution.plan)  # before anything else can be interrupted
-    certificate = _certify(solution, parts["fit"], cost, bound_seconds)
-    solution = certificate.solution
-    name = str(solution.plan.provenance["planner"])
-    rows = price_parts(name, planner, parts, solution, cost)
-    if name != "linear":
-        linear = Linear()
-        rows += price_parts("linear", linear, parts, solve(linear, parts["fit"]), cost)
-    about = describe(parts["fit"], parts, cost, split, homes)
-    rows = add_speedups(rows)
+    fit = parts["fit"]
+    with GapLine(fit.model.num_layers, gap) as line:
+        solution = _solve(planner, fit, cost, line)
+        write_plan(folder / "plan.json", solution.plan)  # before anything else can be interrupted
+        certificate = certify(solution, fit, cost, None)
+        name = str(solution.plan.provenance["planner"])
+        rows = price_parts(name, planner, parts, certificate.solution, cost)
+        if name != "linear":
+            linear = Linear()
+            rows += price_parts("linear", linear, parts, solve(linear, fit), cost)
+        about = describe(fit, parts, cost, split, homes)
+        rows = add_speedups(rows)
+        if bound_seconds is not None:
+            write_result(folder, "plan", about, rows, complete=False)
+            certificate = _bound(certificate, fit, cost, bound_seconds, line)
+            rows = [_with_bound(row, certificate.solution) if row["planner"] == name else row for row in rows]
     write_result(folder, "plan", about, rows)
     print_rows(about, rows)
     print_homes(solution.plan)
@@ -69,45 +83,51 @@ def plan(
     return rows
 
 
-def _solve(planner: Planner, problem: Problem) -> Solution:
-    """The planner's solution; a planner that searches shows how far it is."""
-    with _progress("planning", problem.model.num_layers) as show:
-
-        def watch(now: SearchProgress) -> None:
-            show(now.layers_done, f"{now.start_s * 1e3:.3f} -> {now.found_s * 1e3:.3f} ms a layer")
-
-        return solve(planner, problem, watch)
-
-
-def _certify(solution: Solution, problem: Problem, cost: CostModel, seconds: float | None) -> Certificate:
-    if seconds is None:
-        return certify(solution, problem, cost, None)
-    with _progress("proving bounds", problem.model.num_layers) as show:
-        proven: dict[int, float] = {}
-
-        def watch(layer: int, rows: float) -> None:
-            proven[layer] = rows
-            show(len(proven), f"at least {sum(proven.values()):,.0f} rows between nodes")
-
-        return certify(solution, problem, cost, seconds, watch)
+def _check_limits(planner: Planner, cost: CostModel, bound_seconds: float | None, gap: float | None) -> None:
+    if bound_seconds is not None and not 0 < bound_seconds < float("inf"):
+        raise ValueError(
+            f"bound_seconds must be a positive number, or null for bounds by counting alone, got {bound_seconds}"
+        )
+    if gap is None:
+        return
+    if not 0 <= gap < float("inf"):
+        raise ValueError(f"gap must be a number, not negative, or null, got {gap}")
+    if bound_seconds is None and (not hasattr(planner, "search") or getattr(planner, "homes", "") == "chosen"):
+        raise ValueError(
+            f"gap={gap} would end nothing: {type(planner).__name__} has no search that a bound by counting can end; "
+            "give bound_seconds too"
+        )
+    if not hasattr(cost, "least_time"):
+        raise ValueError(f"gap={gap} needs a cost model that tells least times; {type(cost).__name__} does not")
 
 
-class _progress:  # noqa: N801  # used like a function
-    """A line on a terminal: what is done, how many layers of how many, and how it stands; elsewhere nothing."""
+def _solve(planner: Planner, problem: Problem, cost: CostModel, line: GapLine) -> Solution:
+    """The planner's solution; a planner that searches shows how far it is, beside the bound that counting gives."""
+    searches = hasattr(planner, "search")
+    bound_s = least_seconds(problem, cost, counted_bounds(problem)) if searches else None
 
-    def __init__(self, what: str, total: int) -> None:
-        columns = TextColumn("{task.description} {task.completed}/{task.total} layers  {task.fields[stands]}")
-        self._bar = Progress(columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
-        self._task = self._bar.add_task(what, total=total, stands="")
+    def watch(now: SearchProgress) -> None:
+        line.show(now.stage, now.layers_done, now.found_s, bound_s if now.own_homes else None)
 
-    def __enter__(self) -> Callable[[int, str], None]:
-        if self._bar.console.is_terminal:
-            self._bar.start()
-        return lambda done, stands: self._bar.update(self._task, completed=done, stands=stands)
+    return solve(planner, problem, watch)
 
-    def __exit__(self, *_: object) -> None:
-        if self._bar.console.is_terminal:
-            self._bar.stop()
+
+def _bound(certificate: Certificate, problem: Problem, cost: CostModel, seconds: float, line: GapLine) -> Certificate:
+    """Prove more than counting does, unless the wanted gap is reached already."""
+    solution = certificate.solution
+
+    def watch(begun: int, bound_s: float | None) -> None:
+        line.show("bounding", begun, solution.objective, bound_s)
+
+    try:
+        watch(0, solution.bound)
+    except Enough:
+        return certificate
+    return certify(solution, problem, cost, seconds, watch)
+
+
+def _with_bound(row: Row, solution: Solution) -> Row:
+    return {**row, "objective": solution.objective, "bound": solution.bound, "gap": solution.gap}
 
 
 def _print_certificate(certificate: Certificate, by_counting: bool) -> None:

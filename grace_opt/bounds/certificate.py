@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -135,7 +136,13 @@ def _run(
             return found
         context = multiprocessing.get_context("spawn")
         reports: Any = context.SimpleQueue()
-        with context.Pool(min(workers, len(tasks)), _begin, (reports,)) as pool:
+        # Workers inherit the mask: Ctrl-C while they import would print a traceback of each.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            pool = context.Pool(min(workers, len(tasks)), _begin, (reports,))
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        with pool:
             results = [pool.apply_async(_prove_and_report, (task,)) for task in tasks]
             while any(not result.ready() for result in results) or not reports.empty():
                 if reports.empty():

@@ -54,7 +54,7 @@ def anneal(  # type: ignore[no-untyped-def]
     seen_B = np.full(num_batches, -1, np.int64)
     hot, cold = hottest * now, coldest * now
     for trial in range(trials):
-        r1, s1, r2, s2, new1, new2 = propose(random, slots_RS, room_R, copies_E)
+        r1, s1, r2, s2, new1, new2 = propose(random, slots_RS, room_R, copies_E, rank_EC, ids_TK, first_E, tokens)
         if r1 == NOBODY:
             continue
         old1, old2 = slots_RS[r1, s1], slots_RS[r2, s2]

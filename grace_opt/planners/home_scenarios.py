@@ -5,6 +5,7 @@ Where requests will live is not known when experts are placed. Batches of random
 uneven as those of a server are, which independent tokens are not.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,11 @@ from grace_opt.problem import Problem
 from grace_opt.topology import Topology
 from grace_opt.trace import Trace
 from grace_opt.traffic import batch_segments
+
+Scenario = tuple[Trace, int | None]
+"""A trace with homes, and the tokens of a rank in one of its batches; None: all of them are one."""
+_Batch = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], float]
+"""Sampled tokens, home and turn of each, and how many tokens each stands for."""
 
 
 def home_maps(trace: Trace, topology: Topology, num_maps: int, first_seed: int) -> list[Trace]:
@@ -40,39 +46,28 @@ class ScenarioSampler:
     """Picks the tokens of sample batches once, for all layers.
 
     Args:
-        maps: the trace under several maps of homes.
-        num_tokens: sampled in all.
-        num_batches: they are spread over; from as many maps as there are, evenly.
+        scenarios: one for each batch; it is drawn from all that its trace has at that size.
+        tokens_per_batch: at most so many of a batch are sampled.
     """
 
-    def __init__(
-        self,
-        problem: Problem,
-        maps: list[Trace],
-        tokens_per_rank: int | None,
-        num_batches: int,
-        num_tokens: int,
-        seed: int,
-    ) -> None:
+    def __init__(self, problem: Problem, scenarios: Sequence[Scenario], tokens_per_batch: int, seed: int) -> None:
         random = np.random.default_rng(seed)
-        token, home, turn, batch, weight = [], [], [], [], []
-        for index in range(num_batches):
-            segments, tokens_BR = batch_segments(maps[index % len(maps)], problem.topology.num_ranks, tokens_per_rank)
+        self._batches, self._problem = list[_Batch](), problem
+        for trace, tokens_per_rank in scenarios:
+            segments, tokens_BR = batch_segments(trace, problem.topology.num_ranks, tokens_per_rank)
             chosen = int(random.integers(len(tokens_BR)))
-            tokens_B, homes_B, turns_B = _tokens_of(segments[segments[:, 3] == chosen])
-            keep = np.sort(random.permutation(len(tokens_B))[: max(1, num_tokens // num_batches)])
-            token.append(tokens_B[keep])
-            home.append(homes_B[keep])
-            turn.append(turns_B[keep])
-            batch.append(np.full(len(keep), index))
-            weight.append(len(tokens_B) / len(keep))
-        self._token, self._home, self._turn = np.concatenate(token), np.concatenate(home), np.concatenate(turn)
-        self._batch, self._weight, self._problem = np.concatenate(batch), np.array(weight), problem
+            token, home, turn = _tokens_of(segments[segments[:, 3] == chosen])
+            keep = np.sort(random.permutation(len(token))[: max(1, tokens_per_batch)])
+            self._batches.append((token[keep], home[keep], turn[keep], len(token) / len(keep)))
 
-    def of_layer(self, layer: int) -> Sample:
-        """The sample with one layer's choices."""
-        ids_TK = np.asarray(self._problem.trace.expert_ids[layer])[self._token]
-        return sample_of(ids_TK, self._home, self._turn, self._batch, self._weight, self._problem.model.num_experts)
+    def of_layer(self, layer: int, batches: Sequence[int] | None = None) -> Sample:
+        """The sample with one layer's choices; of these batches, in this order, or of all."""
+        chosen = self._batches if batches is None else [self._batches[batch] for batch in batches]
+        token, home, turn = (np.concatenate([batch[part] for batch in chosen]) for part in (0, 1, 2))
+        number = np.repeat(np.arange(len(chosen)), [len(batch[0]) for batch in chosen])
+        weight = np.array([batch[3] for batch in chosen])
+        ids_TK = np.asarray(self._problem.trace.expert_ids[layer])[token]
+        return sample_of(ids_TK, home, turn, number, weight, self._problem.model.num_experts)
 
 
 def _tokens_of(segments: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

@@ -6,29 +6,56 @@ from grace_opt.placement import EMPTY
 
 DROPS = 0.1
 """Share of the moves of one slot that empty it, besides those that draw an expert which the rank already holds."""
+
+GUIDED = 0.8
+"""Share of the moves that bring an expert to one it is often chosen with; the others are drawn evenly."""
 NOBODY = -1
 
 
 @njit(nogil=True, cache=True)
-def propose(random, slots_RS, room_R, copies_E):  # type: ignore[no-untyped-def]
+def propose(random, slots_RS, room_R, copies_E, rank_EC, ids_TK, first_E, tokens):  # type: ignore[no-untyped-def]
     """(rank 1, slot 1, rank 2, slot 2, what 1 holds afterwards, what 2 does).
 
     random is a numpy Generator. Rank 2 is NOBODY in a move of one slot; rank 1 is if the draw made no move.
     """
     none = NOBODY, 0, NOBODY, 0, EMPTY, EMPTY
-    r1, r2 = random.integers(0, len(slots_RS)), random.integers(0, len(slots_RS))
-    if room_R[r1] == 0 or room_R[r2] == 0:
+    r1 = random.integers(0, len(slots_RS))
+    if room_R[r1] == 0:
         return none
-    s1, s2 = random.integers(0, room_R[r1]), random.integers(0, room_R[r2])
-    one, two = slots_RS[r1, s1], slots_RS[r2, s2]
+    s1 = random.integers(0, room_R[r1])
+    one = slots_RS[r1, s1]
     if (one < 0 or copies_E[one] > 1) and random.random() < 0.5:
-        new = random.integers(0, len(copies_E))
-        if random.random() < DROPS or _holds(slots_RS, r1, new):
+        if random.random() < DROPS:
+            new = EMPTY
+        elif random.random() < GUIDED:
+            near = slots_RS[r1, random.integers(0, room_R[r1])]
+            new = _companion(random, near, ids_TK, first_E, tokens) if near >= 0 else EMPTY
+        else:
+            new = random.integers(0, len(copies_E))
+        if new >= 0 and _holds(slots_RS, r1, new):
             new = EMPTY
         return none if new == one else (r1, s1, NOBODY, 0, new, EMPTY)
+    r2 = random.integers(0, len(slots_RS))
+    if one >= 0 and random.random() < GUIDED:
+        friend = _companion(random, one, ids_TK, first_E, tokens)
+        if friend >= 0:
+            r2 = rank_EC[friend, random.integers(0, copies_E[friend])]
+    if room_R[r2] == 0:
+        return none
+    s2 = random.integers(0, room_R[r2])
+    two = slots_RS[r2, s2]
     if r2 == r1 or one == two or _holds(slots_RS, r1, two) or _holds(slots_RS, r2, one):
         return none
     return r1, s1, r2, s2, two, one
+
+
+@njit(nogil=True, cache=True)
+def _companion(random, expert, ids_TK, first_E, tokens):  # type: ignore[no-untyped-def]
+    """An expert drawn from a random token of an expert: those it is often together with come often; or EMPTY."""
+    if first_E[expert] == first_E[expert + 1]:
+        return EMPTY
+    t = tokens[random.integers(first_E[expert], first_E[expert + 1])]
+    return ids_TK[t, random.integers(0, ids_TK.shape[1])]
 
 
 @njit(nogil=True, cache=True)

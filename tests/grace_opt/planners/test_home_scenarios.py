@@ -13,7 +13,8 @@ def test_whole_batches_are_those_of_traffic_with_homes_and_turns(random_cases, d
     case = data.draw(random_cases)
     problem, layer = case.problem, case.problem.model.num_layers - 1
     maps = home_maps(problem.trace, problem.topology, 1, seed)
-    sampler = ScenarioSampler(problem, maps, case.tokens_per_rank, num_batches, 10_000, seed)
+    scenarios = [(maps[index % len(maps)], case.tokens_per_rank) for index in range(num_batches)]
+    sampler = ScenarioSampler(problem, scenarios, 10_000, seed)
     sample = sampler.of_layer(layer)
     assert sample.weight.tolist() == [1] * num_batches
     for index in range(num_batches):
@@ -34,11 +35,12 @@ def test_whole_batches_are_those_of_traffic_with_homes_and_turns(random_cases, d
 def test_a_part_of_a_batch_stands_for_all_of_it(problem_of, random_ids):
     """100 tokens in 2 batches of 50; 10 sampled of each stand for 5 each, and keep their turn among all."""
     problem = problem_of(random_ids(0, 1, 100, 8, 2), 8, 4)
-    sampler = ScenarioSampler(problem, [problem.trace], 25, 2, 20, seed=3)
+    scenarios = [(problem.trace, 25)] * 2
+    sampler = ScenarioSampler(problem, scenarios, 10, seed=3)
     sample = sampler.of_layer(0)
     assert np.bincount(sample.batch).tolist() == [10, 10]
     assert sample.weight.tolist() == [5, 5]
-    whole = ScenarioSampler(problem, [problem.trace], 25, 2, 1000, seed=3).of_layer(0)
+    whole = ScenarioSampler(problem, scenarios, 500, seed=3).of_layer(0)
     assert (sample.turn - sample.home).max() > 10
     for index in range(2):
         key = [set(zip(s.home[s.batch == index], s.turn[s.batch == index], strict=True)) for s in (sample, whole)]
@@ -66,9 +68,21 @@ def test_one_node_has_no_mirror(problem_of, random_ids):
 def test_a_sample_depends_on_its_seed_alone_and_layers_share_it(problem_of, random_ids):
     problem = problem_of(random_ids(0, 2, 200, 8, 2), 8, 4, nodes=2)
     maps = home_maps(problem.trace, problem.topology, 2, 0)
-    one, same, other = (ScenarioSampler(problem, maps, 20, 4, 40, seed) for seed in (1, 1, 2))
+    scenarios = [(trace, 20) for trace in maps]
+    one, same, other = (ScenarioSampler(problem, scenarios, 10, seed) for seed in (1, 1, 2))
     assert all(np.array_equal(a, b) for a, b in zip(one.of_layer(0), same.of_layer(0), strict=True))
     assert not np.array_equal(one.of_layer(0).turn, other.of_layer(0).turn)
     first, second = one.of_layer(0), one.of_layer(1)
     assert np.array_equal(first.home, second.home) and np.array_equal(first.turn, second.turn)
     assert not np.array_equal(first.ids, second.ids)
+
+
+def test_batches_can_be_taken_again_and_left_out_and_may_differ_in_size(problem_of, random_ids):
+    problem = problem_of(random_ids(0, 1, 100, 8, 2), 8, 4)
+    sampler = ScenarioSampler(problem, [(problem.trace, 25), (problem.trace, 5)], 10, seed=3)
+    assert sampler.of_layer(0).weight.tolist() == [5, 1]
+    whole, part = sampler.of_layer(0), sampler.of_layer(0, [1, 0, 1])
+    assert part.weight.tolist() == [1, 5, 1]
+    for index, number in enumerate([1, 0, 1]):
+        assert np.array_equal(part.ids[part.batch == index], whole.ids[whole.batch == number])
+        assert np.array_equal(part.turn[part.batch == index], whole.turn[whole.batch == number])

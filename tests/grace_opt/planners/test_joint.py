@@ -5,12 +5,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numba import typeof
 
+import grace_opt.traffic as traffic_module
 from grace_opt.plan_file import digest
-from grace_opt.planners import joint, joint_search
+from grace_opt.planners import joint, joint_search, local_search
 from grace_opt.planners.home_choice import dealt
 from grace_opt.planners.home_scenarios import home_maps
-from grace_opt.planners.joint import CHOICE_SEED, STARTS, Joint
+from grace_opt.planners.joint import CHOICE_SEED, Joint
+from grace_opt.planners.joint_choice import plan_of_slots
+from grace_opt.planners.joint_progress import Enough
+from grace_opt.planners.joint_starts import STARTS, slots_of, starts_of, warm_up
+from grace_opt.planners.linear import Linear
 from grace_opt.planners.local_search import LocalSearch
 from grace_opt.trace import Trace
 from grace_opt.traffic import traffic
@@ -64,7 +70,7 @@ def test_no_start_is_better_on_the_maps_it_chooses_by(problem, scheme, slots):
     problem.check(solution.plan)
     assert solution.status == "heuristic" and solution.plan.provenance["planner"] == "joint"
     assert solution.objective == pytest.approx(seconds(problem, solution.plan, cost), rel=1e-9)
-    starts = [seconds(problem, plan, cost) for plan in joint._starts(problem).values()]
+    starts = [seconds(problem, plan, cost) for plan in starts_of(problem).values()]
     assert len(starts) == (len(STARTS) if slots == 4 else len(starts))
     assert solution.objective < 0.999 * min(starts)
 
@@ -74,7 +80,7 @@ def test_a_clustered_trace_is_solved_to_its_optimum(clustered, groupings):
     every = []
     for group_E in groupings([4, 4]):
         slots_LRS = np.array([[np.flatnonzero(group_E == rank) for rank in range(2)]])
-        every.append(seconds(problem, joint._plan(slots_LRS, problem)))
+        every.append(seconds(problem, plan_of_slots(slots_LRS, problem)))
     assert len(every) == 70
     assert SMALL(problem).objective == pytest.approx(min(every), rel=1e-9)
     assert min(every) < 0.9 * sorted(every)[2]  # by far the best, and its mirror
@@ -112,7 +118,7 @@ def test_out_of_time_it_returns_what_it_has(problem):
     solution = replace(SMALL, time_limit_s=1e-6)(problem)
     problem.check(solution.plan)
     assert solution.status == "feasible"
-    best_start = min(seconds(problem, plan) for plan in joint._starts(problem).values())
+    best_start = min(seconds(problem, plan) for plan in starts_of(problem).values())
     assert solution.objective <= best_start * (1 + 1e-9)
 
 
@@ -135,11 +141,113 @@ def test_an_interrupt_ends_the_search_with_a_whole_plan(problem, homes, monkeypa
     assert len(begun) <= problem.model.num_layers
 
 
-def test_progress_tells_layers_done_and_seconds_found(problem):
+@pytest.mark.parametrize("homes", ["given", "chosen"])
+def test_progress_tells_stages_layers_done_and_seconds_found(problem, homes):
     seen = []
-    SMALL.search(problem, seen.append)
-    assert [progress.layers_done for progress in seen] == [1, 2]
-    assert all(progress.num_layers == 2 and progress.found_s < progress.start_s for progress in seen)
+    replace(SMALL, homes=homes).search(problem, seen.append)
+    search = [("searching", 0), ("searching", 1), ("searching", 2)]
+    assert [(now.stage, now.layers_done) for now in seen] == [
+        ("compiling", 0), ("starting", 0), *(search * 2 if homes == "chosen" else [*search, ("choosing", 2)]),
+    ]  # fmt: skip
+    assert {now.num_layers for now in seen} == {2}
+    found = [now.found_s for now in seen if now.stage == "searching"]
+    assert found[0] > found[1] > found[2]
+    assert all(now.own_homes == (homes == "given") for now in seen if now.found_s is not None)
+
+
+def test_seconds_told_are_exact_on_the_problems_own_homes(problem):
+    seen = []
+    solution = replace(SMALL, num_maps=2).search(problem, seen.append)
+    grace = starts_of(problem)["grace"]
+    begin = plan_of_slots(slots_of(grace, problem), problem)
+    searching = [now for now in seen if now.stage == "searching"]
+    assert searching[0].found_s == pytest.approx(SMALL.cost(problem, begin).mean_s, rel=1e-9)
+    assert searching[-1].found_s == pytest.approx(SMALL.cost(problem, solution.plan).mean_s, rel=1e-9)
+
+
+@pytest.mark.parametrize("done", [0, 1])
+def test_a_watcher_that_has_enough_ends_the_search_without_a_word(problem, done, recwarn):
+    def watch(now):
+        if now.stage == "searching" and now.layers_done == done:
+            raise Enough
+
+    begun, run = [], LocalSearch.run
+
+    def counted(search, trials, *rest, **options):
+        begun.append(trials)
+        run(search, trials, *rest, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalSearch, "run", counted)
+        patch.setattr(joint_search, "num_cores", lambda: 1)
+        solution = replace(SMALL, trials=600).search(problem, watch)
+    problem.check(solution.plan)
+    assert solution.status == "feasible" and not list(recwarn)
+    assert sum(trials > 0 for trials in begun) == 2 * done  # two stretches of the one layer that was searched
+
+
+def test_the_clock_starts_when_everything_is_compiled(problem, monkeypatch):
+    events = []
+
+    def now():
+        events.append("clock")
+        return 0.0
+
+    monkeypatch.setattr(joint, "time", SimpleNamespace(perf_counter=now))
+    monkeypatch.setattr(joint, "warm_up", lambda *_: events.append("compiled"))
+    monkeypatch.setattr(joint, "starts_of", lambda problem: events.append("starts") or starts_of(problem))
+    SMALL(problem)
+    assert events == ["compiled", "clock", "starts"]
+
+
+@pytest.mark.parametrize("homes", ["given", "chosen"])
+def test_what_compiles_first_is_what_the_search_runs(problem, homes, monkeypatch):
+    """The same types, down to which arrays may be written to: another type would compile again, on the clock."""
+    types, anneal, count = {}, local_search.anneal, traffic_module._count_covered_layer
+
+    def noted(name, function):
+        def call(*arguments):
+            types.setdefault((phase[0], name), set()).add(str([typeof(argument) for argument in arguments]))
+            return function(*arguments)
+
+        return call
+
+    def warm(*arguments):
+        phase[0] = "compiling"
+        warm_up(*arguments)
+        phase[0] = "searching"
+
+    phase = ["searching"]
+    monkeypatch.setattr(local_search, "anneal", noted("anneal", anneal))
+    monkeypatch.setattr(traffic_module, "_count_covered_layer", noted("count", count))
+    monkeypatch.setattr(joint, "warm_up", warm)
+    replace(SMALL, homes=homes)(problem)
+    for name in ("anneal", "count"):
+        assert types["compiling", name] == types["searching", name]
+
+
+@pytest.mark.parametrize(
+    ("homes", "stage", "message"),
+    [
+        ("given", "warm_up", "interrupted before the search began, the plan is that of linear"),
+        ("chosen", "starts_of", "interrupted before the search began, the plan is that of linear"),
+        ("given", "best_of_each_layer", "interrupted, the plan is the best of the samples"),
+        ("chosen", "with_best_rule", "interrupted, the plan has no rule for homes yet"),
+        ("chosen", "dealt", "interrupted, the best plan so far is kept"),
+    ],
+)
+def test_an_interrupt_at_any_stage_leaves_a_plan(problem, homes, stage, message, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(joint, stage, interrupt)
+    with pytest.warns(UserWarning, match=f"^joint: {message}$"):
+        solution = replace(SMALL, homes=homes)(problem)
+    problem.check(solution.plan)
+    assert solution.status == "feasible"
+    assert (solution.plan.homes is not None) == (stage == "dealt")
+    if stage == "starts_of":
+        assert solution.plan.placement.to_lists() == Linear()(problem).plan.placement.to_lists()
 
 
 def test_homes_as_a_decision_carry_a_rule_and_end_all_traffic_of_a_clustered_trace(clustered):

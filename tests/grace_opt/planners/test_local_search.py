@@ -30,7 +30,7 @@ def random_rates(random, problem):
 
 
 def sample(problem, tokens_per_rank=None, num_batches=1):
-    sampler = ScenarioSampler(problem, [problem.trace], tokens_per_rank, num_batches, 10_000, seed=0)
+    sampler = ScenarioSampler(problem, [(problem.trace, tokens_per_rank)] * num_batches, 10_000 // num_batches, seed=0)
     return sampler.of_layer(0)
 
 
