@@ -7,8 +7,6 @@ source, domain_names (a JSON list) and synthetic ("true" or "false"). An npz rec
 """
 
 import json
-import math
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from grace_opt.atomic import write_atomically
+from grace_opt.tensor_file import map_tensors
 from grace_opt.trace import Trace, check_expert_ids, sequence_bounds
 
 FORMAT, VERSION = "grace-trace", "1"
-_DTYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32}
 
 
 def write_trace(
@@ -124,7 +122,7 @@ def _trace(
 
 
 def _read_safetensors(path: Path) -> Trace:
-    tensors, metadata = _map_safetensors(path)
+    tensors, metadata = map_tensors(path)
     if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
         raise ValueError(
             f"format must be {FORMAT} version {VERSION}, "
@@ -135,6 +133,9 @@ def _read_safetensors(path: Path) -> Trace:
     missing += [name for name in ("expert_ids", "sequence", "domain") if name not in tensors]
     if missing:
         raise ValueError(f"field {', '.join(missing)} is missing")
+    for name in ("expert_ids", "sequence", "domain"):
+        if not np.issubdtype(tensors[name].dtype, np.unsignedinteger):
+            raise ValueError(f"{name} has dtype {tensors[name].dtype}; a trace holds unsigned integers")
     if metadata["synthetic"] not in ("true", "false"):
         raise ValueError(f"synthetic must be true or false, got {metadata['synthetic']!r}")
     return _trace(
@@ -142,37 +143,6 @@ def _read_safetensors(path: Path) -> Trace:
         metadata["model"], _num_experts(metadata["num_experts"]), metadata["phase"], metadata["source"],
         metadata["synthetic"] == "true",
     )  # fmt: skip
-
-
-def _map_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """Memory-mapped tensors and metadata; the safetensors package would copy them into memory."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-        if 8 + length > size:
-            raise ValueError("the file is truncated or no safetensors file (its header is incomplete)")
-        header = json.loads(file.read(length).decode("utf-8"))
-    if not isinstance(header, dict):
-        raise ValueError("the safetensors header is not a JSON object")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("the metadata of the safetensors header must be text by name")
-    tensors = {}
-    for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        if entry["dtype"] not in _DTYPES:
-            raise ValueError(f"{name} has dtype {entry['dtype']}; a trace holds unsigned integers of 8, 16 or 32 bits")
-        dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
-        if not all(type(size) is int and size >= 0 for size in shape):
-            raise ValueError(f"{name} has shape {list(shape)}; sizes are whole numbers")
-        if end - begin != dtype.itemsize * math.prod(shape) or 8 + length + end > size or begin < 0:
-            raise ValueError(f"the file is truncated: {name} needs bytes that are not there")
-        empty = end == begin
-        tensors[name] = (
-            np.empty(shape, dtype) if empty else np.memmap(path, dtype, "r", offset=8 + length + begin, shape=shape)
-        )
-    return tensors, metadata
 
 
 def _domain_names(text: str) -> tuple[str, ...]:

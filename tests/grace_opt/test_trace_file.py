@@ -124,7 +124,7 @@ def test_what_is_no_trace_is_neither_written_nor_read(tmp_path: Path, change: di
         ({"version": "2"}, {}, "got 'grace-trace' version '2'"),
         ({"phase": None}, {}, "field phase is missing"),
         ({}, {"domain": None, "sequence": None}, "field sequence, domain is missing"),
-        ({}, {"expert_ids": IDS.astype(np.int64)}, "expert_ids has dtype I64"),
+        ({}, {"expert_ids": IDS.astype(np.int64)}, "expert_ids has dtype int64"),
         ({}, {"expert_ids": IDS.astype(np.uint32)}, "expert_ids must be uint8 or uint16"),
         ({}, {"expert_ids": IDS[:, 0]}, "sequence must hold one integer"),
         ({}, {"expert_ids": np.zeros((2, 0, 2), np.uint8)}, "sequence must hold one integer"),
