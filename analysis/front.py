@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from analysis.front_figure import front_figure
+from analysis.front_figure import front_figure, kind_of_rows
 from analysis.front_points import Point, ctrl_c_counted, digest_of
 from analysis.parts import fitting, problems, with_wanted_slots
 from analysis.report import console
@@ -92,11 +92,10 @@ def front(
         except KeyboardInterrupt:
             done = f"{len(rows)} of {len(points)} points are in {folder}"
             raise KeyboardInterrupt(f"{done}; the same command continues") from None
-    rows = with_fronts(rows)
-    priced = [row for row in rows if "error" not in row]
-    if not priced:
+    if all("error" in row for row in rows):
         raise ValueError(f"no planner found a plan; {rows[0]['planner']}: {rows[0]['error']}")
-    _write(folder, about, rows, complete=True)
+    rows = _write(folder, about, rows, complete=True)
+    priced = [row for row in rows if "error" not in row]
     _print(about, rows)
     if figures:
         save(folder / "figures" / "front", front_figure(about, priced))
@@ -167,14 +166,18 @@ def _points(
     for name, planner in planners.items():
         yield Point(name, None, planner, parts, digest)
     yield Point("joint", None, joint, parts, digest)
+    load_alone = RowsAndLoad.of(parts["fit"], cost, weight=0.0)  # counts traffic: once for all weights
     for weight in weights:
-        weighed = dataclasses.replace(joint, cost=RowsAndLoad.of(parts["fit"], cost, weight))
+        weighed = dataclasses.replace(joint, cost=dataclasses.replace(load_alone, weight=weight))
         yield Point("joint", weight, weighed, parts, digest)
 
 
-def _write(folder: Path, about: dict[str, Any], rows: Sequence[Row], complete: bool) -> None:
-    write_result(folder, "front", about, with_fronts(rows), complete)
-    write_atomically(folder / "front.csv", lambda path: pa.csv.write_csv(table_of(with_fronts(rows)), path))
+def _write(folder: Path, about: dict[str, Any], rows: Sequence[Row], complete: bool) -> list[Row]:
+    """Mark what is on the fronts, and write that."""
+    marked = with_fronts(rows)
+    write_result(folder, "front", about, marked, complete)
+    write_atomically(folder / "front.csv", lambda path: pa.csv.write_csv(table_of(marked), path))
+    return marked
 
 
 def _print(about: dict[str, Any], rows: Sequence[Row]) -> None:
@@ -187,7 +190,7 @@ def _print(about: dict[str, Any], rows: Sequence[Row]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column("slots\nper rank", justify="right")
     table.add_column("planner", no_wrap=True)
-    titles = ["weight\nof rows", f"{_kind(about)}\nrows/token", "load\nmax/mean", "memory\nMB/rank", "layer\nms"]
+    titles = ["weight\nof rows", f"{kind_of_rows(about)}\nrows/token", "load\nmax/mean", "memory\nMB/rank", "layer\nms"]
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("on the\nfront")
@@ -212,7 +215,3 @@ def _print(about: dict[str, Any], rows: Sequence[Row]) -> None:
         if "error" in row:
             text = f"{row['planner']} at {row['slots_per_rank']} slots per rank: no plan: {row['error']}"
             out.print(text, style="yellow", highlight=False, markup=False)
-
-
-def _kind(about: dict[str, Any]) -> str:
-    return "cross-node" if about["num_nodes"] > 1 else "intra-node"

@@ -35,12 +35,11 @@ def front_figure(about: Mapping[str, Any], rows: Sequence[Row]) -> Figure:
     lines = -(-len(budgets) // columns)
     figure = Figure(figsize=(4.9 * columns, 4.1 * lines + 1.3), layout="constrained")
     panels: list[Axes] = list(np.atleast_1d(figure.subplots(lines, columns, sharex=True, sharey=True)).ravel())
-    kind = "cross-node" if about["num_nodes"] > 1 else "intra-node"
     for index, (panel, slots) in enumerate(zip(panels, budgets, strict=False)):
         own = [row for row in rows if row["slots_per_rank"] == slots]
         _draw_points(panel, own)
         panel.set_title(f"{slots} slots per rank, up to {_memory(own)} per rank", fontsize=9)
-        panel.set_xlabel(f"{kind} rows per token and layer", fontsize=9)
+        panel.set_xlabel(f"{kind_of_rows(about)} rows per token and layer", fontsize=9)
         panel.set_ylabel("" if index % columns else "load of the busiest rank / mean", fontsize=9)
         panel.tick_params(labelsize=8, labelbottom=True)
         panel.grid(alpha=0.25)
@@ -59,6 +58,11 @@ def front_figure(about: Mapping[str, Any], rows: Sequence[Row]) -> Figure:
         handles=_legend(panels[0]), loc="outside lower center", ncols=2 * columns - 1, fontsize=8, frameon=False
     )
     return figure
+
+
+def kind_of_rows(about: Mapping[str, Any]) -> str:
+    """Which rows a front trades: on one node none leave it."""
+    return "cross-node" if about["num_nodes"] > 1 else "intra-node"
 
 
 def _draw_points(panel: Axes, rows: Sequence[Row]) -> None:

@@ -68,11 +68,12 @@ class Point:
         by_part = {row["split"]: row for row in price_parts(self.planner, self.plans, self.parts, solution, cost)}
         fit, row = by_part["fit"], by_part["held_out"]
         model, topology = self.parts["fit"].model, self.parts["fit"].topology
-        used = model.num_layers * model.expert_bytes * row["slots_per_rank_used"]
         row = {
             **asked,
-            "rows_per_token": row["cross_node_rows_per_token" if topology.num_nodes > 1 else _ALSO_OF_FIT[1]],
-            "memory_bytes_per_rank": model.dense_bytes + used,
+            "rows_per_token": row[
+                "cross_node_rows_per_token" if topology.num_nodes > 1 else "intra_node_rows_per_token"
+            ],
+            "memory_bytes_per_rank": model.rank_bytes(row["slots_per_rank_used"]),
             **{key: value for key, value in row.items() if key != "planner"},
             **{f"fit_{key}": fit[key] for key in _ALSO_OF_FIT},
             "plan": f"plans/{self.name}.json",

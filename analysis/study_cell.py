@@ -101,7 +101,7 @@ def _about(problem: Problem, plan: Plan, cost: CostModel) -> Row:
         "num_ranks": topology.num_ranks,
         "slots_per_rank": int(problem.slots_per_rank.max()),
         "redundant_experts": problem.num_slots - model.num_experts,
-        "memory_bytes_per_rank": model.dense_bytes + used * model.num_layers * model.expert_bytes,
+        "memory_bytes_per_rank": model.rank_bytes(used),
         "num_layers": model.num_layers,
         "trace": trace.source,
         "phase": trace.phase,

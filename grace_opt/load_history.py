@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +28,14 @@ class LoadHistory:
     Example: one step, one layer, four experts: `LoadHistory(np.array([[[6, 3, 2, 1]]]), top_k=2)` saw 6 tokens.
     """
 
+    synthetic: ClassVar[bool] = False  # a plan says it of what it was made from
+
     counts: NDArray[np.int64]
     top_k: int
     first_moe_layer: int = 0
     model: str = ""
     phase: str = "mixed"
     source: str = ""
-    synthetic: bool = False
 
     def __post_init__(self) -> None:
         counts = self.counts

@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from grace_opt.load_history import LoadHistory
-from grace_opt.tensor_file import map_tensors, write_tensors
+from grace_opt.tensor_file import map_tensors, read_header, write_tensors
 from grace_opt.trace import Trace
 from grace_opt.trace_file import read_trace
 
@@ -63,10 +63,11 @@ def is_load_history(path: Path) -> bool:
     """Whether the metadata of a safetensors file name this format; no other check is made."""
     if path.suffix != ".safetensors" or not path.is_file():
         return False
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        start = file.read(min(length, 4096))
-    return f'"format": "{FORMAT}"'.encode() in start or f'"format":"{FORMAT}"'.encode() in start
+    try:
+        metadata = read_header(path)[0].get("__metadata__")
+    except (ValueError, RecursionError):  # damaged: to be told by whoever reads it
+        return False
+    return isinstance(metadata, dict) and metadata.get("format") == FORMAT
 
 
 def _history(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> LoadHistory:

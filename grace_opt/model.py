@@ -75,6 +75,10 @@ class MoEModel:
         """Bytes of one routed expert's weights (gate, up and down projections)."""
         return 3 * self.hidden_size * self.ffn_size * self.bytes_per_weight
 
+    def rank_bytes(self, slots: int) -> float:
+        """Bytes of the weights on a rank with so many experts in every layer."""
+        return self.dense_bytes + slots * self.num_layers * self.expert_bytes
+
     @property
     def expert_flops_per_token(self) -> float:
         """Floating-point operations of one token in one expert: three matrix products, two operations a weight."""

@@ -53,7 +53,7 @@ class Problem:
         room = slots_that_fit(self.model, self.topology)
         if (slots > room).any():
             rank = int(np.argmax(slots - room))
-            needed = slots[rank] * self.model.num_layers * self.model.expert_bytes + self.model.dense_bytes
+            needed = self.model.rank_bytes(int(slots[rank]))
             raise ValueError(
                 f"slots_per_rank={slots[rank]} needs {needed / 1e9:.1f} GB on rank {rank}, which has "
                 f"{self.topology.memory_bytes[rank] / 1e9:.1f} GB: it holds {max(room[rank], 0)} slots per layer of "

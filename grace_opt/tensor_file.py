@@ -24,8 +24,36 @@ DTYPES: dict[str, Any] = {
 }  # fmt: skip
 """Integers only: no recording of routing needs others."""
 
+LONGEST_HEADER = 100_000_000
+"""Bytes; the safetensors package takes no longer one either."""
+
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 """Name of each tensor to its dtype (a key of `DTYPES`) and shape, in the order of the file."""
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header's JSON object, and the byte where the tensors begin; entries are not checked.
+
+    Raises:
+        ValueError: truncated, or no such file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if 8 + length > size or length > LONGEST_HEADER:
+            raise ValueError("the file is truncated or no safetensors file (its header is incomplete)")
+        header = json.loads(file.read(length).decode("utf-8"))
+    if not isinstance(header, dict):
+        raise ValueError("the safetensors header is not a JSON object")
+    return header, 8 + length
+
+
+def header_bytes(header: Mapping[str, Any]) -> bytes:
+    """What a file with this header begins with, padded so that the tensors stay aligned."""
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
 
 
 def map_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
@@ -34,19 +62,11 @@ def map_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     Raises:
         ValueError: damaged, a tensor of another dtype, or one that claims bytes that are not there or not its own.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-        if 8 + length > size:
-            raise ValueError("the file is truncated or no safetensors file (its header is incomplete)")
-        header = json.loads(file.read(length).decode("utf-8"))
-    if not isinstance(header, dict):
-        raise ValueError("the safetensors header is not a JSON object")
+    header, start = read_header(path)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("the metadata of the safetensors header must be text by name")
-    content = np.memmap(path, np.uint8, "r")[8 + length :]
+    content = np.memmap(path, np.uint8, "r")[start:]
     tensors, taken = {}, []
     for name, entry in header.items():
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -75,17 +95,16 @@ def write_tensors(
         end = place + np.dtype(DTYPES[dtype]).itemsize * math.prod(shape)
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [place, end]}
         place = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    head = header_bytes(header)
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            file.truncate(8 + len(text) + place)
+            file.write(head)
+            file.truncate(len(head) + place)
         content = np.memmap(temporary, np.uint8, "r+")
         offsets = {name: header[name]["data_offsets"] for name in layout}
         tensors = {
-            name: content[8 + len(text) + begin : 8 + len(text) + end].view(DTYPES[layout[name][0]])
+            name: content[len(head) + begin : len(head) + end].view(DTYPES[layout[name][0]])
             for name, (begin, end) in offsets.items()
         }
         fill({name: tensors[name].reshape(layout[name][1]) for name in layout})

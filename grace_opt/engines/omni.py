@@ -4,15 +4,14 @@ The file is a 0/1 array [R devices, L MoE layers, E experts]; 1 where a device h
 may differ in their number of copies.
 """
 
-import ast
 import io
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from grace_opt.engines.engine import Options, counted_layers, replica_choice
+from grace_opt.npy_bytes import read_npy_integers
 from grace_opt.placement import EMPTY, Placement
 from grace_opt.plan import Plan
 
@@ -38,7 +37,7 @@ def read_placement(content: bytes, where: str = FILE) -> Placement:
         ValueError: no such array, other values than 0 and 1, an expert nowhere, or devices of a layer differ in size.
     """
     try:
-        pattern_RLE = _array(content)
+        pattern_RLE = read_npy_integers(content)
     except (ValueError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"{where}: truncated or no .npy array ({' '.join(str(error).split())})") from None
     if pattern_RLE.ndim != 3 or pattern_RLE.size == 0 or not ((pattern_RLE == 0) | (pattern_RLE == 1)).all():
@@ -51,26 +50,6 @@ def read_placement(content: bytes, where: str = FILE) -> Placement:
         return Placement.from_lists(lists, pattern_RLE.shape[2])
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-
-
-def _array(content: bytes) -> NDArray[np.integer]:
-    """The whole numbers of a .npy file; `numpy.load` takes the size from the header before it looks at the content.
-
-    Raises:
-        ValueError and others: what was read is no such header.
-    """
-    magic, longer = content[:6], content[6:7] != b"\x01"
-    length, start = int.from_bytes(content[8 : 12 if longer else 10], "little"), 12 if longer else 10
-    if magic != b"\x93NUMPY" or start + length > min(len(content), 10_000):
-        raise ValueError("its header is no .npy header")
-    header = ast.literal_eval(content[start : start + length].decode("latin1").strip())
-    dtype = np.dtype(header["descr"])
-    if dtype.kind not in "iub":
-        raise ValueError(f"its values are {dtype}, not whole numbers")
-    if not all(type(size) is int and 0 <= size < 2**31 for size in header["shape"]):
-        raise ValueError(f"its shape is {header['shape']}")
-    values = np.frombuffer(content, dtype, offset=start + length)
-    return values.reshape(header["shape"], order="F" if header["fortran_order"] else "C")
 
 
 def start(plan: Plan, folder: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """Write a checkpoint with the experts renumbered after a plan, so that any engine's linear placement realises it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -70,19 +71,11 @@ def _export(plan: Plan, output: Path, left_out: list[str], untouched: list[int])
     return Export("any engine with linear placement and no redundant experts", (str(output),), start, tuple(known))
 
 
-class _progress:  # noqa: N801  # used like a function
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
     """A bar of bytes on a terminal; elsewhere nothing."""
-
-    def __init__(self, total: int) -> None:
-        columns = (TextColumn("renumbering"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._task = self._bar.add_task("renumbering", total=total)
-
-    def __enter__(self) -> Callable[[int], None]:
-        if self._bar.console.is_terminal:
-            self._bar.start()
-        return lambda done: self._bar.advance(self._task, done)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar.console.is_terminal:
-            self._bar.stop()
+    console = Console(stderr=True)
+    columns = (TextColumn("renumbering"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("renumbering", total=total)
+        yield lambda done: bar.advance(task, done)

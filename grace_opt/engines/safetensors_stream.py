@@ -4,8 +4,6 @@ Rows of any type (bf16, fp8, packed 4-bit) are moved without being understood. A
 header as JSON, and the data; offsets count from the data's first byte (https://github.com/huggingface/safetensors).
 """
 
-import json
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-LONGEST_HEADER, CHUNK = 100_000_000, 16 * 2**20
+from grace_opt import tensor_file
+
+CHUNK = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,10 @@ def read_header(path: Path) -> Header:
         raise FileNotFoundError(f"{path} does not exist: copy the model again")
     size = path.stat().st_size
     try:
-        with path.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > min(LONGEST_HEADER, size):
-                raise ValueError(f"a header of {length} bytes")
-            content: Any = json.loads(stream.read(length))
+        content, data_start = tensor_file.read_header(path)
         metadata = content.pop("__metadata__", None)
         found = {name: _tensor(entry) for name, entry in content.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: truncated, or no safetensors file ({error}): copy it again") from None
     tensors = dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].stop)))
     end = 0
@@ -71,9 +67,9 @@ def read_header(path: Path) -> Header:
         if tensor.start != end or tensor.stop < tensor.start:
             raise ValueError(f"{path}: tensor {name} does not begin where the one before it ends: copy it again")
         end = tensor.stop
-    if size != 8 + length + end:
-        raise ValueError(f"{path}: truncated: {size} bytes, but its header says {8 + length + end}: copy it again")
-    return Header(path, tensors, metadata, 8 + length)
+    if size != data_start + end:
+        raise ValueError(f"{path}: truncated: {size} bytes, but its header says {data_start + end}: copy it again")
+    return Header(path, tensors, metadata, data_start)
 
 
 def rewrite(
@@ -94,10 +90,8 @@ def rewrite(
     for name, tensor in header.tensors.items():
         entry = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [tensor.start, tensor.stop]}
         content[names.get(name, name)] = entry
-    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # data stays aligned
     with header.path.open("rb") as source, output.open("wb") as target:
-        target.write(struct.pack("<Q", len(text)) + text)
+        target.write(tensor_file.header_bytes(content))
         for name, tensor in header.tensors.items():
             first = header.data_start + tensor.start
             if name not in rows:

@@ -12,11 +12,9 @@ import numpy as np
 
 from grace_opt.load_history_file import is_load_history, read_load_history
 from grace_opt.model import MoEModel
-from grace_opt.recordings.recording import Step, Tokens, Watch, moe_choices, moe_counts, reading
+from grace_opt.npy_bytes import read_npy_header
+from grace_opt.recordings.recording import WHOLE_BYTES, Step, Tokens, Watch, moe_choices, moe_counts, reading
 from grace_opt.trace_file import read_trace
-
-WHOLE_BYTES = 500_000_000
-"""Largest JSON file that is held in memory."""
 
 _MOST_DEFLATED = 1100
 """Deflate makes at most 1032 bytes of one; a member that claims more is none that was compressed."""
@@ -141,9 +139,7 @@ def check_npz(path: Path) -> None:
             if info.file_size > _MOST_DEFLATED * max(info.compress_size, 1) or info.compress_size > path.stat().st_size:
                 raise ValueError(f"{info.filename} claims {info.file_size} bytes: damaged")
             with archive.open(info) as member:
-                version = np.lib.format.read_magic(member)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, _, dtype = read(member)
+                shape, _, dtype = read_npy_header(member)
                 count = math.prod(shape)
                 if dtype.hasobject:
                     raise ValueError(f"{info.filename} holds objects, which would be unpickled; allow_pickle=False")

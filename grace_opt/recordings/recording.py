@@ -14,6 +14,9 @@ from grace_opt.model import MoEModel
 Watch = Callable[[float], None]
 """Called with the share of the recording that is read."""
 
+WHOLE_BYTES = 500_000_000
+"""Largest JSON text that is held in memory: a file, or one of its lines."""
+
 
 @dataclass(frozen=True, eq=False)
 class Tokens:

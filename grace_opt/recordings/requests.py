@@ -7,10 +7,8 @@ without the last one, which was never forwarded. Layers are all hidden layers; d
 """
 
 import base64
-import io
 import itertools
 import json
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,10 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grace_opt.model import MoEModel
-from grace_opt.recordings.recording import Tokens, Watch, moe_choices, reading
-
-WHOLE_BYTES = 500_000_000
-"""Largest JSON text that is held in memory: a file, or one of its lines."""
+from grace_opt.npy_bytes import MAGIC, read_npy_integers
+from grace_opt.recordings.recording import WHOLE_BYTES, Tokens, Watch, moe_choices, reading
 
 Routing = tuple[Any, Any]
 """What a response carries, base64, and the number of tokens it generated (None if it does not say)."""
@@ -139,7 +135,7 @@ def _bytes(text: str) -> bytes:
 
 def _integers(content: bytes, model: MoEModel) -> NDArray[Any]:
     """int32 [rows, layers, K]; the bytes do not say their shape."""
-    if content[:6] == b"\x93NUMPY":
+    if content.startswith(MAGIC):
         raise ValueError("routed_experts holds a .npy file, as vLLM sends it: give source=vllm_requests")
     row = 4 * model.top_k * (model.first_moe_layer + model.num_layers)
     if len(content) % row:
@@ -152,20 +148,12 @@ def _integers(content: bytes, model: MoEModel) -> NDArray[Any]:
 
 def _npy(content: bytes, _: MoEModel) -> NDArray[Any]:
     """[rows, layers, K]; the header is checked against the bytes that are there before anything is made."""
-    if content[:6] != b"\x93NUMPY":
+    if not content.startswith(MAGIC):
         raise ValueError("routed_experts holds no .npy file: SGLang's responses need source=sglang_requests")
-    file = io.BytesIO(content)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    version = np.lib.format.read_magic(file)
-    if version not in read:
-        raise ValueError(f"routed_experts is a .npy file of version {version}; expected 1.0 or 2.0")
-    shape, fortran, dtype = read[version](file)
-    data = content[file.tell() :]
-    if dtype.kind not in "iu" or len(data) != math.prod(shape) * dtype.itemsize:
-        raise ValueError(
-            f"routed_experts is a .npy file of {dtype} {list(shape)} with {len(data)} bytes: truncated, or no integers"
-        )
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+    try:
+        return read_npy_integers(content)
+    except ValueError as error:
+        raise ValueError(f"routed_experts: {error}") from None
 
 
 def _tokens(ids_TLK: NDArray[np.unsignedinteger], generated: Any) -> Tokens:
