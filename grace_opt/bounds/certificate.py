@@ -2,8 +2,8 @@
 
 import math
 import multiprocessing
-import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from grace_opt.bounds.node_rows import rows_relaxation
 from grace_opt.bounds.relaxation import Relaxation
 from grace_opt.bounds.token_sets import token_sets
 from grace_opt.cores import num_cores
+from grace_opt.interrupts import interrupts_held
 from grace_opt.problem import Problem
 
 METHODS = ("combinatorial", "semidefinite")
@@ -136,13 +137,9 @@ def _run(
             return found
         context = multiprocessing.get_context("spawn")
         reports: Any = context.SimpleQueue()
-        # Workers inherit the mask: Ctrl-C while they import would print a traceback of each.
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        try:
-            pool = context.Pool(min(workers, len(tasks)), _begin, (reports,))
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        with pool:
+        with ExitStack() as stack:
+            with interrupts_held():  # a worker without its first message, or one that hears of it, prints a traceback
+                pool = stack.enter_context(context.Pool(min(workers, len(tasks)), _begin, (reports,)))
             results = [pool.apply_async(_prove_and_report, (task,)) for task in tasks]
             while any(not result.ready() for result in results) or not reports.empty():
                 if reports.empty():
