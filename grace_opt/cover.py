@@ -8,13 +8,16 @@ The policy `cover` of `routing`, for a token of home rank h, the n-th of its ran
             node, moved on by turn), and so on
     ranks   inside its node an expert is served by the rank where the row enters (h, or the rank of equal local number),
             if that holds a copy; else by the only rank that does; then, expert by expert, by a rank that the token
-            visits by now, else by the one whose turn it is. Both are sought from copy number turn, in cyclic order
+            visits by now, else by the one whose turn it is. Both are sought from copy number turn, in cyclic order.
+            At last, expert by expert, one that took its turn and is alone on its rank moves to a rank that others visit
 
 GRACE-MoE decides for each (token, expert) alone (its section 3); what is decided here is which nodes and ranks are
 visited. It needs no communication, no random numbers and no counters, so prediction and execution count the same.
 
 Example: 2 nodes x 2 ranks, ranks hold [0], [1], [2, 1], [3, 0]; a token of rank 0 that chose experts 3 and 0 visits
-ranks 3 and 0; one that chose 1 and 2 visits 1 and 2: expert 1 is served at home, though rank 2 is visited anyway.
+ranks 3 and 0; one that chose 1 and 2 visits 1 and 2: its own node serves expert 1, though rank 2 is visited anyway.
+With [0], [1], [1, 2], [2] on one node a token of rank 0, turn 0, sends experts 1 and 2 to ranks 1 and 2; then expert 1,
+alone on rank 1, moves to rank 2.
 """
 
 from dataclasses import dataclass
@@ -122,6 +125,7 @@ def cover_token(  # type: ignore[no-untyped-def]
             if holds > most:
                 best, most = node, holds
         node_seen_N[best] = stamp
+    unsettled = 0
     for k in range(len(copy_K)):
         expert, node = ids_TK[t, k], node_K[k]
         first = _first_on(node, expert, copies_E, rank_EC, node_R)
@@ -139,20 +143,53 @@ def cover_token(  # type: ignore[no-untyped-def]
             rank_seen_R[rank_EC[expert, copy_K[k]]] = stamp
         else:
             node_K[k] = -1 - first  # settled below, when all ranks that must be visited are known
+            unsettled += 1
+    if unsettled == 0:
+        return
     for k in range(len(copy_K)):
         if copy_K[k] >= 0:
             continue
         expert, first = ids_TK[t, k], -1 - node_K[k]
-        node, last = node_R[rank_EC[expert, first]], first
-        while last < copies_E[expert] and node_R[rank_EC[expert, last]] == node:
-            last += 1
-        copy_K[k] = first + turn % (last - first)
-        for step in range(last - first):
-            copy = first + (turn + step) % (last - first)
-            if rank_seen_R[rank_EC[expert, copy]] == stamp:
-                copy_K[k] = copy
-                break
-        rank_seen_R[rank_EC[expert, copy_K[k]]] = stamp
+        copy_K[k] = _visited_copy(expert, first, turn, stamp, rank_seen_R, copies_E, rank_EC, node_R)
+        if copy_K[k] >= 0:
+            node_K[k] = 0  # it shares its rank and stays
+        else:
+            held = _held_there(expert, first, copies_E, rank_EC, node_R)
+            copy_K[k] = first + turn % held
+            rank_seen_R[rank_EC[expert, copy_K[k]]] = stamp
+    if unsettled == 1:
+        return
+    for k in range(len(copy_K)):
+        if node_K[k] >= 0:
+            continue
+        expert, rank, alone = ids_TK[t, k], rank_EC[ids_TK[t, k], copy_K[k]], True
+        for other in range(len(copy_K)):
+            alone = alone and (other == k or rank_EC[ids_TK[t, other], copy_K[other]] != rank)
+        if alone:
+            rank_seen_R[rank] = -1
+            copy = _visited_copy(expert, -1 - node_K[k], turn, stamp, rank_seen_R, copies_E, rank_EC, node_R)
+            copy_K[k] = copy if copy >= 0 else copy_K[k]
+            rank_seen_R[rank_EC[expert, copy_K[k]]] = stamp
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _visited_copy(expert, first, turn, stamp, rank_seen_R, copies_E, rank_EC, node_R):  # type: ignore[no-untyped-def]
+    """The copy on a visited rank, in cyclic order among those on the node of copy `first`; -1 if there is none."""
+    held = _held_there(expert, first, copies_E, rank_EC, node_R)
+    for step in range(held):
+        copy = first + (turn + step) % held
+        if rank_seen_R[rank_EC[expert, copy]] == stamp:
+            return copy
+    return -1
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _held_there(expert, first, copies_E, rank_EC, node_R):  # type: ignore[no-untyped-def]
+    """Copies on the node of copy `first`, which is the first there."""
+    last = first + 1
+    while last < copies_E[expert] and node_R[rank_EC[expert, last]] == node_R[rank_EC[expert, first]]:
+        last += 1
+    return last - first
 
 
 @njit(nogil=True, cache=True, inline="always")

@@ -134,11 +134,17 @@ def covering_copies(plan: Plan, layer: int, home: int, turn: int, experts: Seque
         entry = home if node_of[expert] == own else proxy(plan.ranks_per_node, home, node_of[expert])
         if entry in near[expert] or len(near[expert]) == 1:
             rank_of_expert[expert] = entry if entry in near[expert] else near[expert][0]
+    cycle_of = {e: [near[e][(turn + step) % len(near[e])] for step in range(len(near[e]))] for e in experts}
+    in_turn = []
     for expert in experts:
         if expert not in rank_of_expert:
-            cycle = [near[expert][(turn + step) % len(near[expert])] for step in range(len(near[expert]))]
-            known = [rank for rank in cycle if rank in rank_of_expert.values()]
-            rank_of_expert[expert] = (known or cycle)[0]
+            known = [rank for rank in cycle_of[expert] if rank in rank_of_expert.values()]
+            in_turn += [] if known else [expert]
+            rank_of_expert[expert] = (known or cycle_of[expert])[0]
+    for expert in in_turn:
+        others = {rank_of_expert[other] for other in experts if other != expert}
+        if rank_of_expert[expert] not in others:
+            rank_of_expert[expert] = next((r for r in cycle_of[expert] if r in others), rank_of_expert[expert])
     return [first_copy[expert, rank_of_expert[expert]] for expert in experts]
 
 

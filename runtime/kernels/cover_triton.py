@@ -4,7 +4,7 @@
     nodes     node [tokens, K]: settled by the expert alone; else by nodes visited by now, in cyclic order; else by
               the node that holds most of the experts left, until no token of the block has any left
     ranks     copy and rank [tokens, K]: settled by (expert, node) alone; else, for each token its first expert that is
-              not, until no token has any
+              not, until no token has any; then column by column those that took their turn and are alone on a rank
 
 Counts are sums of whole numbers: the order in which programs run does not show.
 """
@@ -119,22 +119,41 @@ def _copies(expert, node, turn, copy_EN, first_EN, rank_EC, num_nodes, num_copie
     first = tl.load(first_EN + expert * (num_nodes + 1) + node, mask=copy < 0, other=0).to(tl.int32)
     held = tl.load(first_EN + expert * (num_nodes + 1) + node + 1, mask=copy < 0, other=1).to(tl.int32) - first
     column = tl.arange(0, COLUMNS)[None, :]
+    in_turn = tl.zeros_like(expert) > 0
     while _any(copy < 0):
-        next_column = tl.min(tl.where(copy < 0, column, COLUMNS), 1)  # COLUMNS: this token is done
-        here = column == next_column[:, None]
-        first_copy = tl.sum(tl.where(here, first, 0), 1)
-        length = tl.maximum(tl.sum(tl.where(here, held, 0), 1), 1)
-        ranks = rank_EC + tl.sum(tl.where(here, expert, 0), 1) * num_copies
-        found = tl.full(turn.shape, -1, tl.int32)
-        for step in range(tl.max(length, 0)):
-            candidate = first_copy + (turn + step) % length
-            its_rank = tl.load(ranks + candidate, mask=next_column < COLUMNS, other=-2).to(tl.int32)
-            visited = tl.max((rank == its_rank[:, None]).to(tl.int32), 1) > 0
-            found = tl.where((found < 0) & visited, candidate, found)
-        found = tl.where(found < 0, first_copy + turn % length, found)
-        rank_found = tl.load(ranks + found, mask=next_column < COLUMNS, other=-1).to(tl.int32)
-        copy, rank = tl.where(here, found[:, None], copy), tl.where(here, rank_found[:, None], rank)
+        here = column == tl.min(tl.where(copy < 0, column, COLUMNS), 1)[:, None]  # nowhere: this token is done
+        found = _visited(here, expert, first, held, rank, turn, rank_EC, num_copies)
+        in_turn = in_turn | (here & (found < 0)[:, None])
+        begin, length = tl.sum(tl.where(here, first, 0), 1), tl.maximum(tl.sum(tl.where(here, held, 0), 1), 1)
+        copy = tl.where(here, tl.where(found < 0, begin + turn % length, found)[:, None], copy)
+        rank = tl.where(here, tl.load(rank_EC + expert * num_copies + copy, mask=here, other=-1).to(tl.int32), rank)
+    while _any(in_turn):
+        next_column = tl.min(tl.where(in_turn, column, COLUMNS), 1)[:, None]
+        here = column == next_column
+        own = tl.sum(tl.where(here, rank, 0), 1)[:, None]
+        alone = tl.sum((chosen & (rank == own)).to(tl.int32), 1) == 1
+        found = _visited(
+            here & alone[:, None], expert, first, held, tl.where(here, -1, rank), turn, rank_EC, num_copies
+        )
+        moves = here & (found >= 0)[:, None]
+        copy = tl.where(moves, found[:, None], copy)
+        rank = tl.where(moves, tl.load(rank_EC + expert * num_copies + copy, mask=moves, other=-1).to(tl.int32), rank)
+        in_turn = in_turn & (column != next_column)
     return copy
+
+
+@triton.jit
+def _visited(here, expert, first, held, rank, turn, rank_EC, num_copies):
+    """Of the expert marked in each token its copy on a visited rank, the first in cyclic order; -1 for none."""
+    begin, length = tl.sum(tl.where(here, first, 0), 1), tl.maximum(tl.sum(tl.where(here, held, 0), 1), 1)
+    ranks, marked = rank_EC + tl.sum(tl.where(here, expert, 0), 1) * num_copies, tl.max(here.to(tl.int32), 1) > 0
+    found = tl.full(turn.shape, -1, tl.int32)
+    for step in range(tl.max(length, 0)):
+        candidate = begin + (turn + step) % length
+        its_rank = tl.load(ranks + candidate, mask=marked, other=-2).to(tl.int32)
+        visited = tl.max((rank == its_rank[:, None]).to(tl.int32), 1) > 0
+        found = tl.where((found < 0) & visited, candidate, found)
+    return found
 
 
 @triton.jit

@@ -88,6 +88,21 @@ def test_experts_whose_turn_it_is_pull_those_after_them() -> None:
     assert served(held, (4,), [2, 1], turn=2) == [1, 1]
 
 
+def test_an_expert_alone_on_a_rank_moves_to_one_that_others_visit() -> None:
+    held = [[0], [1], [1, 2], [2]]
+    assert served(held, (4,), [1, 2]) == [2, 2]  # expert 1 took rank 1 before 2 took rank 2
+    assert served(held, (4,), [1, 2], turn=1) == [2, 2]
+    held = [[0], [1, 3], [1, 2], [2, 3]]
+    assert served(held, (4,), [1, 2, 3]) == [1, 2, 1]  # 1 is not alone, 2 finds no other
+    held = [[0], [1], [1, 2], [4], [2, 3], [3, 4]]
+    assert served(held, (6,), [1, 3, 2, 4]) == [
+        1,
+        4,
+        4,
+        3,
+    ]  # 2 goes where 3 went; 1 and 4 find none
+
+
 def test_without_copies_every_expert_stays_where_it_is() -> None:
     assert served([[0], [3], [1], [2]], (2, 2), [2, 3, 0], home=2, turn=9) == [3, 1, 0]
 
