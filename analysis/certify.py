@@ -44,7 +44,7 @@ def certify(
     """Bound what any plan could reach on a problem; Ctrl-C keeps what is proven so far.
 
     Args:
-        seconds_per_layer: see `lower_bounds`; the first bound of a layer takes what it takes. None only counts slots.
+        seconds_per_layer: see `lower_bounds`; None only counts slots.
         watch: called whenever a bound has risen, with how many layers are begun and the seconds of a layer that no plan
             beats, None where the cost model tells none. It may raise `Enough`: bounds end there.
     """

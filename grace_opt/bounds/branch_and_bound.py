@@ -28,7 +28,7 @@ class Limits:
     """When to stop.
 
     Attributes:
-        seconds: of wall time; cases are finished, so it may be passed a little.
+        seconds: of wall time; a step of the search that has begun is finished.
         cases: how many to bound, the first included; with this limit alone a run is deterministic.
         incumbent: cost of a plan that is known; cases that cannot beat it are closed.
     """
@@ -54,7 +54,7 @@ def bound_by_cases(
     end = time.monotonic() + limits.seconds
     with threadpool_limits(1, "blas"):
         fixed = np.full((len(relaxation.blocks), relaxation.num_experts), FREE, np.int8)
-        first = _bounded(relaxation, fixed, State.begin(relaxation), root)
+        first = _bounded(relaxation, fixed, State.begin(relaxation), root, end)
         cases: list[Case] = [(first.bound, 0, fixed, first)]
         done, proven = 1, 0.0
         while cases:
@@ -69,18 +69,18 @@ def bound_by_cases(
             heapq.heappop(cases)
             for branch in _branches(relaxation, fixed, *_undecided(relaxation, fixed, state)):
                 done += 1
-                child = _bounded(relaxation, branch, state, case)
+                child = _bounded(relaxation, branch, state, case, end)
                 if child.bound < math.inf:
                     heapq.heappush(cases, (child.bound, done, branch, child))
     return proven if cases else math.inf
 
 
-def _bounded(relaxation: Relaxation, fixed: NDArray[np.int8], state: State, effort: Effort) -> State:
+def _bounded(relaxation: Relaxation, fixed: NDArray[np.int8], state: State, effort: Effort, end: float) -> State:
     """The state of a case with its bound; `fixed` gains what follows from it."""
     if not _propagate(relaxation, fixed):
         return State(state.vectors, state.mixes, state.prices, math.inf)
     if relaxation.spread or (fixed == FREE).any():
-        return improve(relaxation, state, fixed, effort)
+        return improve(relaxation, state, fixed, effort, end)
     return State(state.vectors, state.mixes, state.prices, cost_of_sets(relaxation, fixed == 1))
 
 

@@ -11,6 +11,8 @@ minimum of the eigenvalues. An allowance for rounding is subtracted.
 """
 
 import math
+import time
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +40,9 @@ class EigenvalueBound:
         self.coupled = relaxation.coupling != "free"
 
     def ascend(
-        self, multipliers: Matrices, prices: NDArray[np.float64], iterations: int
+        self, multipliers: Matrices, prices: NDArray[np.float64], iterations: int, end: float = math.inf
     ) -> tuple[float, NDArray[np.float64]]:
-        """The best certified bound met on the way, and its prices; leaves its shares in the mixes."""
+        """The best certified bound met until `end` (`time.monotonic`), its prices; leaves its shares in the mixes."""
         reduced = [tie.T**2 @ u for tie, u in zip(self.ties, multipliers, strict=True)]
         tilts = [np.zeros(share.size) for share in self.start]
         point = np.concatenate([*reduced, *tilts, prices if self.coupled else prices[:0]])
@@ -50,9 +52,11 @@ class EigenvalueBound:
         for smoothing in (1e-2, 3e-3, 1e-3, 3e-4):
             result = minimize(
                 self._negative, point, args=(smoothing * self.scale,), jac=True, method="L-BFGS-B", bounds=limits,
-                options={"maxiter": iterations, "maxcor": 10},
+                options={"maxiter": iterations, "maxcor": 10}, callback=until(end),
             )  # fmt: skip
             point = result.x
+            if time.monotonic() >= end:
+                break
         _, tilts, best_prices = self._split(self.best_point)
         self.mixes.share = [_tilted(start, tilt) for start, tilt in zip(self.start, tilts, strict=True)]
         return self.best, best_prices if self.coupled else prices
@@ -92,6 +96,16 @@ class EigenvalueBound:
             excess = value - (share * value).sum(axis=1, keepdims=True)
             share_slopes.append((block.weight[:, None] * share * excess).ravel())
         return -smooth / self.scale, -np.concatenate([*slopes, *share_slopes, price_slope]) / self.scale
+
+
+def until(end: float) -> Callable[[NDArray[np.float64]], None]:
+    """A callback that ends a minimisation after its first step past a time of `time.monotonic`."""
+
+    def stop(_: NDArray[np.float64]) -> None:
+        if time.monotonic() >= end:
+            raise StopIteration
+
+    return stop
 
 
 def with_prices(matrices: Matrices, prices: NDArray[np.float64]) -> Matrices:

@@ -12,18 +12,21 @@ S Y' S^T with Y' of the free experts only.
 """
 
 import math
+import time
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from grace_opt.bounds.eigenvalue_bound import EigenvalueBound, with_prices
+from grace_opt.bounds.eigenvalue_bound import EigenvalueBound, until, with_prices
 from grace_opt.bounds.relaxation import Matrices, Mixes, Relaxation, assemble, evaluate
 
 ROUNDING = 1e-9
 """Allowance for rounding, relative to tokens x (E + 1)."""
 FREE = -1
+SEARCH_SHARE = 0.6
+"""Of the time until a search must end; its certificate has the rest."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +78,23 @@ class State:
         return np.asarray((1 + np.einsum("br,ber->be", self.vectors[:, 0], self.vectors[:, 1:])) / 2)
 
 
-def improve(relaxation: Relaxation, state: State, fixed: NDArray[np.int8], effort: Effort) -> State:
+def improve(
+    relaxation: Relaxation, state: State, fixed: NDArray[np.int8], effort: Effort, end: float = math.inf
+) -> State:
     """Search on from a state, under fixed experts, and certify.
 
     Args:
         fixed: int8 [blocks, E], 1 inside, 0 outside, FREE neither.
+        end: when to stop, by `time.monotonic`; what is found by then is certified, which takes two evaluations more.
     """
     if not _feasible(relaxation, fixed):
         return State(state.vectors, state.mixes, state.prices, math.inf)
     state = state.copy()
     search = _Search(relaxation, fixed, state)
+    begun = time.monotonic()
     for _ in range(effort.rounds):
-        search.round(effort)
-    bound = search.certify(effort)
+        search.round(effort, begun + SEARCH_SHARE * (end - begun))
+    bound = search.certify(effort, end)
     state.bound = max(state.bound, bound)
     return state
 
@@ -109,12 +116,14 @@ class _Search:
         self.size_weight = 50 * self.scale / (relaxation.num_experts + 1)
         self.price_weight = 2 * self.scale
 
-    def round(self, effort: Effort) -> None:
+    def round(self, effort: Effort, end: float) -> None:
         """Minimise over V; then move prices and shares, and give every token its strongest inequality."""
         state = self.state
+        if time.monotonic() >= end:
+            return
         result = minimize(
             self._value, state.vectors.ravel(), args=(effort.smoothing,), jac=True, method="L-BFGS-B",
-            options={"maxiter": effort.steps, "maxcor": 20},
+            options={"maxiter": effort.steps, "maxcor": 20}, callback=until(end),
         )  # fmt: skip
         state.vectors = self._tied(_unit(result.x.reshape(state.vectors.shape)))
         gram = _gram(state.vectors)
@@ -122,12 +131,12 @@ class _Search:
             state.prices = self._moved_prices(gram)
         state.mixes.renew(self.relaxation, gram, effort.smoothing)
 
-    def certify(self, effort: Effort) -> float:
+    def certify(self, effort: Effort, end: float) -> float:
         """The bound of the present shares, after ascent on shares, u and prices."""
         state = self.state
         _, matrices = assemble(self.relaxation, state.mixes, state.mixes.share)
         certificate = EigenvalueBound(self.relaxation, state.mixes, self.signs)
-        bound, state.prices = certificate.ascend(self._multipliers(matrices), state.prices, effort.ascent)
+        bound, state.prices = certificate.ascend(self._multipliers(matrices), state.prices, effort.ascent, end)
         rounding = ROUNDING * self.relaxation.num_tokens * (self.relaxation.num_experts + 1)
         return bound - rounding
 

@@ -1,11 +1,13 @@
 """Cases cover all plans; to the end they give the optimum."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from grace_opt.bounds.branch_and_bound import Limits, bound_by_cases
+from grace_opt.bounds.eigenvalue_bound import EigenvalueBound
 from grace_opt.bounds.node_rows import rows_relaxation
 from grace_opt.bounds.semidefinite import Effort
 from grace_opt.bounds.token_sets import TokenSets
@@ -51,3 +53,22 @@ def test_it_stops_at_the_cost_of_a_known_plan(
     relaxation = rows_relaxation(tokens, 7, np.array([3, 4]))
     assert bound_by_cases(relaxation, Limits(incumbent=best), root=QUICK, case=QUICK) == best
     assert bound_by_cases(relaxation, Limits(incumbent=best + 9), root=QUICK, case=QUICK) == best
+
+
+def test_without_time_the_first_bound_is_that_of_one_step_and_holds(
+    random_tokens: Callable[..., TokenSets], best_rows: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated = 0
+    evaluate = EigenvalueBound._negative
+
+    def counted(self: EigenvalueBound, *arguments: Any) -> Any:
+        nonlocal evaluated
+        evaluated += 1
+        return evaluate(self, *arguments)
+
+    monkeypatch.setattr(EigenvalueBound, "_negative", counted)
+    tokens = random_tokens(2)
+    relaxation = rows_relaxation(tokens, 7, np.array([3, 4]))
+    bound = bound_by_cases(relaxation, Limits(seconds=1e-9))
+    assert 0 <= bound <= best_rows(tokens, 7, [3, 4])
+    assert 1 <= evaluated <= 5  # a line search may take a few
