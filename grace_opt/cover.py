@@ -83,48 +83,26 @@ def cover_token(  # type: ignore[no-untyped-def]
     Args:
         node_K, node_seen_N, rank_seen_R: scratch; what is stamped with `stamp` in the last two counts as visited.
     """
-    num_nodes, own = len(node_seen_N), node_R[home]
-    left, several = 0, 0
+    several = 0
     for k in range(len(copy_K)):
         several += copies_E[ids_TK[t, k]] > 1
         copy_K[k] = 0
     if several == 0:
         return
+    own, left = node_R[home], 0
     for k in range(len(copy_K)):
         expert = ids_TK[t, k]
         copies = copies_E[expert]
         node_K[k] = node_R[rank_EC[expert, 0]]
         if copies == 1 or node_K[k] == node_R[rank_EC[expert, copies - 1]]:  # ranks are in order: a single node
             node_seen_N[node_K[k]] = stamp
-            continue
-        if _first_on(own, expert, copies_E, rank_EC, node_R) >= 0:
+        elif _first_on(own, expert, copies_E, rank_EC, node_R) >= 0:
             node_K[k] = own
-            continue
-        node_K[k] = -1
-        left += 1
-    while left > 0:
-        best, most = -1, 0
-        for k in range(len(copy_K)):
-            if node_K[k] >= 0:
-                continue
-            nearest = num_nodes
-            for copy in range(copies_E[ids_TK[t, k]]):
-                node = node_R[rank_EC[ids_TK[t, k], copy]]
-                if node_seen_N[node] == stamp:
-                    nearest = min(nearest, (node - own) % num_nodes)
-            if nearest < num_nodes:
-                node_K[k] = (own + nearest) % num_nodes
-                left -= 1
-        if left == 0:
-            break
-        for step in range(num_nodes - 1):
-            node = (own + 1 + (turn + step) % (num_nodes - 1)) % num_nodes
-            holds = 0
-            for k in range(len(copy_K)):
-                holds += node_K[k] < 0 and _first_on(node, ids_TK[t, k], copies_E, rank_EC, node_R) >= 0
-            if holds > most:
-                best, most = node, holds
-        node_seen_N[best] = stamp
+        else:
+            node_K[k] = -1
+            left += 1
+    if left > 0:
+        _choose_nodes(ids_TK, t, own, turn, left, copies_E, rank_EC, node_R, node_K, node_seen_N, stamp)
     unsettled = 0
     for k in range(len(copy_K)):
         expert, node = ids_TK[t, k], node_K[k]
@@ -144,21 +122,68 @@ def cover_token(  # type: ignore[no-untyped-def]
         else:
             node_K[k] = -1 - first  # settled below, when all ranks that must be visited are known
             unsettled += 1
-    if unsettled == 0:
-        return
+    if unsettled > 0:
+        _choose_ranks(ids_TK, t, turn, copies_E, rank_EC, node_R, node_K, rank_seen_R, stamp, copy_K)
+    if unsettled > 1:
+        _join_others(ids_TK, t, turn, copies_E, rank_EC, node_R, node_K, rank_seen_R, stamp, copy_K)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _choose_nodes(  # type: ignore[no-untyped-def]
+    ids_TK, t, own, turn, left, copies_E, rank_EC, node_R, node_K, node_seen_N, stamp
+):
+    """Give each of the `left` experts without one a node: one visited by now, else the one that holds most of them."""
+    num_nodes = len(node_seen_N)
+    while left > 0:
+        for k in range(len(node_K)):
+            if node_K[k] >= 0:
+                continue
+            nearest = num_nodes
+            for copy in range(copies_E[ids_TK[t, k]]):
+                node = node_R[rank_EC[ids_TK[t, k], copy]]
+                if node_seen_N[node] == stamp:
+                    nearest = min(nearest, (node - own) % num_nodes)
+            if nearest < num_nodes:
+                node_K[k] = (own + nearest) % num_nodes
+                left -= 1
+        if left == 0:
+            break
+        best, most = -1, 0
+        for step in range(num_nodes - 1):
+            node = (own + 1 + (turn + step) % (num_nodes - 1)) % num_nodes
+            holds = 0
+            for k in range(len(node_K)):
+                holds += node_K[k] < 0 and _first_on(node, ids_TK[t, k], copies_E, rank_EC, node_R) >= 0
+            if holds > most:
+                best, most = node, holds
+        node_seen_N[best] = stamp
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _choose_ranks(  # type: ignore[no-untyped-def]
+    ids_TK, t, turn, copies_E, rank_EC, node_R, node_K, rank_seen_R, stamp, copy_K
+):
+    """Give each expert without a copy one on a rank visited by now, else the one whose turn it is.
+
+    node_K [K] is -1 - first copy on the expert's node; only of those that took their turn it stays so.
+    """
     for k in range(len(copy_K)):
         if copy_K[k] >= 0:
             continue
         expert, first = ids_TK[t, k], -1 - node_K[k]
         copy_K[k] = _visited_copy(expert, first, turn, stamp, rank_seen_R, copies_E, rank_EC, node_R)
         if copy_K[k] >= 0:
-            node_K[k] = 0  # it shares its rank and stays
-        else:
-            held = _held_there(expert, first, copies_E, rank_EC, node_R)
-            copy_K[k] = first + turn % held
-            rank_seen_R[rank_EC[expert, copy_K[k]]] = stamp
-    if unsettled == 1:
-        return
+            node_K[k] = 0  # it shares its rank, so it will not be alone
+            continue
+        copy_K[k] = first + turn % _held_there(expert, first, copies_E, rank_EC, node_R)
+        rank_seen_R[rank_EC[expert, copy_K[k]]] = stamp
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _join_others(  # type: ignore[no-untyped-def]
+    ids_TK, t, turn, copies_E, rank_EC, node_R, node_K, rank_seen_R, stamp, copy_K
+):
+    """Move each expert that took its turn and is alone on its rank to a rank that others visit, if one holds it."""
     for k in range(len(copy_K)):
         if node_K[k] >= 0:
             continue
