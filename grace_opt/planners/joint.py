@@ -18,14 +18,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
-from grace_opt.batch_rates import BatchRates, PricesTraffic
-from grace_opt.plan import Plan
+from grace_opt.batch_rates import PricesTraffic
 from grace_opt.planners.domain_weights import DRAWS, POOL
-from grace_opt.planners.home_choice import aligned, arrivals, dealt, homes_by_profile, with_best_rule
 from grace_opt.planners.home_scenarios import Scenario
 from grace_opt.planners.joint_choice import best_of_each_layer, layer_seconds, plan_of_slots
+from grace_opt.planners.joint_homes import HomeSearch
 from grace_opt.planners.joint_progress import Progress, Watcher
 from grace_opt.planners.joint_search import LayerSearches
 from grace_opt.planners.joint_starts import plan_of_linear, slots_of, starts_of, warm_up
@@ -33,8 +31,6 @@ from grace_opt.planners.workload import ROBUST, Workload, require_mix
 from grace_opt.problem import Problem
 from grace_opt.solution import Solution
 
-HOME_TURNS = (0.8, 1.0)
-"""When, as shares of the time, the plan is done for homes by profile, then for homes dealt by its rule."""
 SEARCH_SEED, CHOICE_SEED = 1000, 2000
 """First seeds of the home maps: those a plan is judged on elsewhere are others."""
 
@@ -114,7 +110,8 @@ class Joint:
             return Solution(plan_of_linear(problem), status="feasible")
         candidates = [slots_of(plan, problem) for plan in starts.values()]
         if self.homes == "chosen":
-            return self._with_homes(problem, workload.rates[0], candidates, began, watch)
+            seeds = SEARCH_SEED + self.seed, CHOICE_SEED + self.seed
+            return HomeSearch(self, problem, workload.rates[0], candidates, seeds, began, watch).run()
         follow = None if watch is None else Watcher(watch, partial(layer_seconds, problem, self.cost), True)
         slots_L = list(candidates[0])
         try:
@@ -141,47 +138,3 @@ class Joint:
         at_once, draws = (DRAWS, POOL) if self.robust == "worst" else (1, 1)
         each = max(2, self.num_batches // (at_once * len(workload.domains)))
         return workload.scenarios(each, draws, SEARCH_SEED + self.seed)
-
-    def _with_homes(
-        self,
-        problem: Problem,
-        rates: BatchRates,
-        starts: Sequence[NDArray[np.int64]],
-        began: float,
-        watch: Callable[[Progress], None] | None,
-    ) -> Solution:
-        """Plan for requests that live with their like, deal them by a rule for the plan, plan anew; the best seen."""
-        orders = arrivals(problem.trace, 2, CHOICE_SEED + self.seed)
-        best: tuple[Plan, float] | None = None
-        finished = True
-        slots_L = list(starts[0])
-        try:
-            for turn, share in enumerate(HOME_TURNS):
-                seen = arrivals(problem.trace, self.num_batches, SEARCH_SEED + self.seed + turn * self.num_batches)
-                if best is None:
-                    maps = [homes_by_profile(seen[0], problem.topology.num_ranks)]
-                    equal = len(set(problem.slots_per_rank.tolist())) == 1
-                    starts = [aligned(slots, maps[0], problem.topology) if equal else slots for slots in starts]
-                else:
-                    maps, starts = [dealt(trace, best[0]) for trace in seen], [slots_of(best[0], problem)]
-                draw = [(maps[index % len(maps)], self.cost.tokens_per_rank) for index in range(self.num_batches)]
-                there = replace(problem, trace=maps[0])
-                follow = None if watch is None else Watcher(watch, partial(layer_seconds, there, self.cost), False)
-                deadline = began + share * self.time_limit_s
-                search = LayerSearches(self, problem, rates, [[draw]], starts, deadline, follow)
-                slots_L = search.slots_L
-                finished &= search.run()
-                plan = plan_of_slots(np.stack(slots_L), problem)
-                found = with_best_rule(problem, self.cost, plan, rates, self.first_tokens, orders)
-                if best is None or found[1] < best[1]:
-                    best = found
-                if search.interrupted:
-                    break
-        except KeyboardInterrupt:
-            finished = False
-            if best is None:
-                warnings.warn("joint: interrupted, the plan has no rule for homes yet", stacklevel=3)
-                return Solution(plan_of_slots(np.stack(slots_L), problem), status="feasible")
-            warnings.warn("joint: interrupted, the best plan so far is kept", stacklevel=3)
-        assert best is not None
-        return Solution(best[0], status="heuristic" if finished else "feasible", objective=best[1])

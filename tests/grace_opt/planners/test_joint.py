@@ -9,7 +9,7 @@ from numba import typeof
 
 import grace_opt.traffic as traffic_module
 from grace_opt.plan_file import digest
-from grace_opt.planners import joint, joint_search, local_search
+from grace_opt.planners import joint, joint_homes, joint_search, local_search
 from grace_opt.planners.home_choice import dealt
 from grace_opt.planners.home_scenarios import home_maps
 from grace_opt.planners.joint import CHOICE_SEED, Joint
@@ -240,7 +240,7 @@ def test_an_interrupt_at_any_stage_leaves_a_plan(problem, homes, stage, message,
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(joint, stage, interrupt)
+    monkeypatch.setattr(joint if hasattr(joint, stage) else joint_homes, stage, interrupt)
     with pytest.warns(UserWarning, match=f"^joint: {message}$"):
         solution = replace(SMALL, homes=homes)(problem)
     problem.check(solution.plan)
