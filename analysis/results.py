@@ -14,6 +14,7 @@ from grace_opt.atomic import write_text_atomically
 from grace_opt.cost import CostModel
 from grace_opt.homes import Homes
 from grace_opt.problem import Problem
+from grace_opt.provenance import origin
 from grace_opt.solution import Solution
 from grace_opt.split import Split
 from grace_opt.traffic import Traffic, traffic
@@ -129,15 +130,26 @@ def assumed_constants(problem: Problem, cost: CostModel) -> str:
 
 
 def write_result(
-    output: Path, command: str, problem: Mapping[str, Any], rows: Sequence[Row], complete: bool = True
+    output: Path,
+    command: str,
+    problem: Mapping[str, Any],
+    rows: Sequence[Row],
+    complete: bool = True,
+    extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `result.json`, whole or not at all; `complete` is False while rows are still to come."""
+    """Write `result.json`, whole or not at all; `complete` is False while rows are still to come.
+
+    Args:
+        extra: further entries, of plain values.
+    """
     content = {
         "command": command,
         "version": __version__,
         "status": "complete" if complete else "partial",
+        "made": origin(),
         "problem": dict(problem),
         "rows": [{key: _plain(value) for key, value in row.items()} for row in rows],
+        **(extra or {}),
     }
     write_text_atomically(output / "result.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
 

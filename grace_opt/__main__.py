@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from grace_opt import __version__
 from grace_opt.configuration import CONF_DIR, commands, first_comment, groups, parts_of, read_configuration, run
+from grace_opt.provenance import called_with
 
 SWEEPS = {"study": "analysis.study.study"}
 """Commands that take lists of values and run one configuration for each combination."""
@@ -29,10 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"grace-opt {__version__}")
         elif {"-h", "--help"} & set(arguments[1:]):
             print(_help(arguments[0]))
-        elif arguments[0] in SWEEPS:
-            get_object(SWEEPS[arguments[0]])(arguments[1:])
         else:
-            run(read_configuration(arguments[0], arguments[1:]))
+            with called_with(arguments[1:]):
+                _run(arguments[0], arguments[1:])
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
@@ -42,6 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"grace-opt: interrupted{f': {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
         return 130
     return 0
+
+
+def _run(command: str, arguments: list[str]) -> None:
+    if command in SWEEPS:
+        get_object(SWEEPS[command])(arguments)
+    else:
+        run(read_configuration(command, arguments))
 
 
 def _overview() -> str:

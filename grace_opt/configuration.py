@@ -71,7 +71,10 @@ def read_configuration(command: str, overrides: list[str]) -> DictConfig:
             valid = set(flat_keys(compose(command, choices))) | parts
             for override in parsed:
                 _check_key(override, valid)
-            config = compose(command, overrides)
+            named = [override for override in parsed if _is_value_named_as_a_group(override, valid - parts)]
+            config = compose(command, [str(override.input_line) for override in parsed if override not in named])
+            for override in named:
+                config[override.key_or_group] = override.value()
         except OverrideParseException as error:
             raise ValueError(f"{_one_line(error)}: expected key=value; put values with commas in quotes") from None
         except HydraException as error:
@@ -172,6 +175,12 @@ def _is_choice(override: Override, parts: set[str]) -> bool:
     if not override.is_delete():
         _require_known(f"{group}=", str(override.value()), groups()[group])
     return True
+
+
+def _is_value_named_as_a_group(override: Override, values: set[str]) -> bool:
+    """Whether it sets a plain value that has the name of a group of other commands: Hydra would look for a choice."""
+    plain = override.package is None and not override.is_add() and not override.is_delete()
+    return plain and override.key_or_group in values and override.key_or_group in groups()
 
 
 def _check_key(override: Override, valid: set[str]) -> None:

@@ -1,15 +1,39 @@
-"""Where a measurement comes from: commit, machine, date; and the CSV files that keep measurements."""
+"""Where a measurement comes from: command line, commit, machine, date; and the CSV files that keep measurements."""
 
 import csv
 import datetime
+import functools
 import platform
+import shutil
 import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from grace_opt.cores import num_cores
 
+_CHECKOUT = Path(__file__).parents[1]
+_ARGUMENTS: ContextVar[tuple[str, ...]] = ContextVar("arguments", default=())
 
+
+@contextmanager
+def called_with(arguments: Sequence[str]) -> Iterator[None]:
+    """Within it, results say that their command was given these `key=value` arguments."""
+    token = _ARGUMENTS.set(tuple(arguments))
+    try:
+        yield
+    finally:
+        _ARGUMENTS.reset(token)
+
+
+def origin() -> dict[str, Any]:
+    """What a result says of how it was made; its arguments are enough to make its inputs again."""
+    return {"arguments": list(_ARGUMENTS.get()), **provenance()}
+
+
+@functools.cache
 def provenance() -> dict[str, str]:
     """Commit, machine and date of a measurement."""
     commit = _git("rev-parse", "--short", "HEAD")
@@ -26,7 +50,10 @@ def provenance() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    """What git says of the checkout that runs; "" where there is none."""
+    if not (_CHECKOUT / ".git").exists() or shutil.which("git") is None:
+        return ""
+    done = subprocess.run(["git", *arguments], cwd=_CHECKOUT, capture_output=True, text=True, check=False)
     return done.stdout.strip()
 
 

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from grace_opt.cores import num_cores
+from grace_opt.model import MoEModel
 from grace_opt.trace import Trace
 from grace_opt.trace_file import read_trace
 from grace_opt.trace_statistics import TraceStatistics, fit_statistics, measure
@@ -63,11 +64,10 @@ class Scales:
 BOUNDS = (0.01, 0.01, 0.01, 0.01, 0.5, 0.01), (5.0, 5.0, 8.0, 0.98, 30.0, 1.0)
 
 
-def synthetic_trace(
-    like: str, num_layers: int, num_experts: int, top_k: int, num_tokens: int, seed: int, model: str = ""
-) -> Trace:
-    """A synthetic trace of this size with the statistics of the trace file `like`."""
-    return synthesize(fit_statistics(read_trace(like)), num_layers, num_experts, top_k, num_tokens, seed, model)
+def synthetic_trace(like: str, model: MoEModel, num_tokens: int, seed: int) -> Trace:
+    """A synthetic trace of a model's size with the statistics of the trace file `like`."""
+    sizes = (model.num_layers, model.num_experts, model.top_k)
+    return synthesize(fit_statistics(read_trace(like)), *sizes, num_tokens, seed, model.name)
 
 
 def synthesize(

@@ -7,6 +7,7 @@ source, domain_names (a JSON list) and synthetic ("true" or "false"). An npz rec
 """
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from grace_opt.atomic import write_atomically
-from grace_opt.tensor_file import map_tensors
+from grace_opt.tensor_file import map_tensors, write_tensors
 from grace_opt.trace import Trace, check_expert_ids, sequence_bounds
 
 FORMAT, VERSION = "grace-trace", "1"
@@ -65,6 +66,49 @@ def write_trace(
         "synthetic": str(synthetic).lower(),
     }
     write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+
+def write_token_major(
+    path: Path,
+    pieces: Iterable[NDArray[np.unsignedinteger]],
+    lengths: Sequence[int],
+    domains: Sequence[int],
+    *,
+    num_layers: int,
+    top_k: int,
+    domain_names: Sequence[str],
+    model: str,
+    num_experts: int,
+    phase: str,
+    source: str,
+) -> None:
+    """Write a trace from choices that come token by token, as they are recorded; none but one piece is held.
+
+    Args:
+        pieces: [t, L, K], tokens of all sequences in order, cut anywhere; ids are checked by who made them.
+        lengths, domains: [Q] tokens and domain of each sequence.
+    """
+    num_tokens = int(np.sum(lengths))
+    layout = {
+        "sequence": ("U32", (num_tokens,)),
+        "expert_ids": ("U8" if num_experts <= 256 else "U16", (num_layers, num_tokens, top_k)),
+        "domain": ("U8", (num_tokens,)),
+    }
+    metadata = {
+        "format": FORMAT, "version": VERSION, "model": model, "num_experts": str(num_experts), "phase": phase,
+        "source": source, "domain_names": json.dumps(list(domain_names)), "synthetic": "false",
+    }  # fmt: skip
+
+    def fill(tensors: dict[str, NDArray[Any]]) -> None:
+        start = 0
+        for ids_TLK in pieces:
+            tensors["expert_ids"][:, start : start + len(ids_TLK)] = ids_TLK.transpose(1, 0, 2)
+            start += len(ids_TLK)
+        assert start == num_tokens
+        tensors["sequence"][:] = np.repeat(np.arange(len(lengths), dtype=np.uint32), lengths)
+        tensors["domain"][:] = np.repeat(np.array(domains, np.uint8), lengths)
+
+    write_tensors(path, layout, metadata, fill)
 
 
 def read_trace(path: str | Path) -> Trace:

@@ -11,6 +11,7 @@ import warnings
 import torch
 
 from grace_opt.configuration import read_configuration, run
+from grace_opt.provenance import called_with
 from runtime.group import Group, code_digest, joined
 from runtime.lifeline import end_with_parent
 from runtime.memory import keep_memory
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     keep_memory()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     try:
-        with joined(_timeout_s(arguments)) as group:
+        with joined(_timeout_s(arguments)) as group, called_with(arguments[1:]):
             _run(group, arguments[0], arguments[1:])
     except PeerEndedError as error:
         return error.code  # the line is printed there

@@ -26,6 +26,8 @@ def test_the_wheel_runs_compare_outside_the_checkout(tmp_path):
     )  # fmt: skip
     rows = json.loads((tmp_path / "out" / "result.json").read_text())["rows"]
     assert {row["planner"] for row in rows} == {"linear", "eplb", "grace"}
+    subprocess.run([tmp_path / "venv/bin/grace-opt", "report", "result=out"], check=True, cwd=tmp_path, env=environment)
+    assert "<figure" in (tmp_path / "out" / "report.html").read_text()
     installed = subprocess.run(
         [tmp_path / "venv/bin/pip", "list"], check=True, capture_output=True, text=True
     ).stdout.lower()

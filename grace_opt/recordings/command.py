@@ -1,6 +1,5 @@
 """`grace-opt import`: what a serving engine recorded, to a trace or, where it only counted, to a load history."""
 
-import json
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,12 +13,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from grace_opt import trace_file
 from grace_opt.load_history import LoadHistory
 from grace_opt.load_history_file import write_load_history
 from grace_opt.model import MoEModel
 from grace_opt.recordings.recording import Source, Step, Tokens, Watch
-from grace_opt.tensor_file import write_tensors
+from grace_opt.trace_file import write_token_major
 
 CHUNK_BYTES = 1 << 26
 
@@ -124,12 +122,12 @@ def _write_trace(
         warnings.warn("there is one sequence only: no split into fit and held-out parts can divide it", stacklevel=3)
     ids_TLK = _mapped(spool, dtype).reshape(-1, model.num_layers, model.top_k)
     now = phases.pop() if len(phases) == 1 else "mixed"
-    metadata = {
-        "format": trace_file.FORMAT, "version": trace_file.VERSION, "model": model.name,
-        "num_experts": str(model.num_experts), "phase": now, "source": about,
-        "domain_names": json.dumps(list(domains)), "synthetic": "false",
-    }  # fmt: skip
-    _write_layer_major(target, metadata, ids_TLK, lengths, domain_Q)
+    step = max(CHUNK_BYTES // ids_TLK[0].nbytes, 1)
+    write_token_major(
+        target, (ids_TLK[start : start + step] for start in range(0, len(ids_TLK), step)), lengths, domain_Q,
+        num_layers=model.num_layers, top_k=model.top_k, domain_names=list(domains), model=model.name,
+        num_experts=model.num_experts, phase=now, source=about,
+    )  # fmt: skip
     return (
         f"a trace of {model.name}, {len(ids_TLK)} tokens in {len(lengths)} sequences, {_layers(model)}, "
         f"top-{model.top_k}, {now}"
@@ -144,27 +142,6 @@ def _of_phase(piece: Tokens, phase: str) -> Tokens:
     ends = np.cumsum(piece.lengths)
     kept = np.diff(np.concatenate(([0], np.cumsum(keep_T)[ends - 1])))
     return Tokens(piece.expert_ids[keep_T], kept.tolist(), piece.prefill[keep_T], piece.domain)
-
-
-def _write_layer_major(
-    target: Path, metadata: dict[str, str], ids_TLK: NDArray[Any], lengths: list[int], domain_Q: list[int]
-) -> None:
-    """The file that `trace_file` reads, some tokens at a time."""
-    num_tokens, num_layers, top_k = ids_TLK.shape
-    layout = {
-        "sequence": ("U32", (num_tokens,)),
-        "expert_ids": ("U8" if ids_TLK.dtype == np.uint8 else "U16", (num_layers, num_tokens, top_k)),
-        "domain": ("U8", (num_tokens,)),
-    }
-
-    def fill(tensors: dict[str, NDArray[Any]]) -> None:
-        step = max(CHUNK_BYTES // ids_TLK[0].nbytes, 1)
-        for start in range(0, num_tokens, step):
-            tensors["expert_ids"][:, start : start + step] = ids_TLK[start : start + step].transpose(1, 0, 2)
-        tensors["sequence"][:] = np.repeat(np.arange(len(lengths), dtype=np.uint32), lengths)
-        tensors["domain"][:] = np.repeat(np.array(domain_Q, np.uint8), lengths)
-
-    write_tensors(target, layout, metadata, fill)
 
 
 def _mapped(spool: IO[bytes], dtype: Any) -> NDArray[Any]:

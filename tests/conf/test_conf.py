@@ -4,6 +4,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from grace_opt.__main__ import main
 from grace_opt.configuration import commands, groups, read_configuration, run
 from grace_opt.model import MoEModel
 from grace_opt.topology import Topology
@@ -94,7 +95,7 @@ def test_a_model_preset_has_the_published_number_of_parameters(name, parameters,
 def test_there_is_one_root_file_per_command():
     assert set(commands()) == {
         "compare", "import", "plan", "simulate", "calibrate", "validate", "generate", "accuracy", "study", "front",
-        "export",
+        "export", "record", "report", "advise",
     }  # fmt: skip
 
 
@@ -136,9 +137,23 @@ def test_a_wrong_override_is_one_line_with_the_way_out(override, expected):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("command", commands())
+def test_every_command_has_help_with_its_options(command, capsys):
+    assert main([command, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert f"usage: grace-opt {command}" in said and "\nOptions:\n  " in said
+
+
 def test_a_value_nothing_uses_is_warned_of():
     with pytest.warns(UserWarning, match="seed=3 has no effect"):
         read_configuration("plan", ["planner=linear", "seed=3"])
+
+
+def test_a_plain_value_may_have_the_name_of_a_group_of_other_commands():
+    config = read_configuration("record", ["model=owner/name", "text=a.txt", "output=b.safetensors"])
+    assert (config.model, config.text) == ("owner/name", "a.txt")
+    with pytest.raises(ValueError, match="unknown option 'topology'"):
+        read_configuration("record", ["topology=custom"])
 
 
 def test_a_command_takes_only_its_own_parts():

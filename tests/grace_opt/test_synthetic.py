@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from grace_opt.model import MoEModel
 from grace_opt.synthetic import Scales, _resized, calibrate, synthesize, synthetic_trace
 from grace_opt.trace import Trace, check_expert_ids
 from grace_opt.trace_file import read_trace, write_trace
@@ -161,7 +162,7 @@ def test_synthetic_trace_reads_the_file_it_is_like(structured: Trace, tmp_path: 
         path, expert_ids=structured.expert_ids, sequence=sequence, domain=domain, domain_names=("a", "b", "c"),
         model="made-up", num_experts=32, phase="prefill", source="made up",
     )  # fmt: skip
-    trace = synthetic_trace(str(path), 2, 64, 8, 700, 5, "twice the experts")
+    trace = synthetic_trace(str(path), MoEModel("twice the experts", 2, 64, 8, 16, 16), 700, 5)
     assert trace.expert_ids.shape == (2, 700, 8)
     assert trace.num_experts == 64
     assert trace.synthetic

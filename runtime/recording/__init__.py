@@ -1,0 +1,1 @@
+"""Record which experts a model of transformers chooses while it reads and continues text."""
