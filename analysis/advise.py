@@ -193,6 +193,8 @@ def _check(
                 f"planners.{name}: mix follows from plan_for, and engines deal requests themselves: leave mix=null "
                 "and homes=given"
             )
+        if isinstance(planner, Joint) and (planner.policy != "cover" or planner.fill):
+            raise ValueError(f"planners.{name}: policy and fill follow from engine: leave policy=cover and fill=false")
 
 
 @contextmanager

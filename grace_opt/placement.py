@@ -1,6 +1,6 @@
 """Where the experts live: per layer and rank, the experts it holds."""
 
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,3 +105,35 @@ class Placement:
     def slots_used(self) -> NDArray[np.int64]:
         """[L, R] experts each rank holds."""
         return np.asarray((self.slots != EMPTY).sum(axis=2))
+
+
+def fill(
+    ranks: Sequence[MutableSequence[int]], slots_R: Sequence[int], load_E: NDArray[np.integer], layer_id: int
+) -> None:
+    """Fill the ranks of one layer, in place, up to their slots with replicas.
+
+    A rank takes, one after the other, the expert with most tokens per copy among those it lacks (ties: the lowest id);
+    ranks that lack most slots choose first.
+
+    Args:
+        load_E: tokens of each expert.
+        layer_id: as errors name it.
+
+    Raises:
+        ValueError: a rank has no expert left to take.
+
+    Example: ranks [0, 1, 2], [3] of 3 slots and loads 9, 1, 5, 7: the second rank gets 0, then 2; it holds [3, 0, 2].
+    """
+    copies_E = np.bincount(np.concatenate([np.array(rank, np.int64) for rank in ranks]), minlength=len(load_E))
+    for rank in sorted(range(len(ranks)), key=lambda rank: (len(ranks[rank]) - slots_R[rank], rank)):
+        while len(ranks[rank]) < slots_R[rank]:
+            share_E = load_E / copies_E
+            share_E[ranks[rank]] = -1
+            expert = int(np.argmax(share_E))
+            if share_E[expert] < 0:
+                raise ValueError(
+                    f"rank {rank} holds all {len(load_E)} experts of layer {layer_id} and {slots_R[rank]} slots are "
+                    "needed: another rank holds experts twice; plan with fewer slots"
+                )
+            ranks[rank].append(expert)
+            copies_E[expert] += 1

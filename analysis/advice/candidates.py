@@ -93,9 +93,12 @@ class Workshop:
         return replace(problem, slots=self.serving.slots(problem.model, problem.topology, redundancy))
 
     def _aimed(self, planner: Planner, phases: Sequence[Phase]) -> Planner:
-        """A searching planner with the batches of the phases; others as they are."""
+        """A searching planner with the batches of the phases and for the engine's rule; others as they are."""
         if not isinstance(planner, Joint):
             return planner
+        module = self.serving.module
+        if module is not None:
+            planner = replace(planner, policy=module.POLICY, fill=True)
         sized = replace(self.cost, tokens_per_rank=phases[0].tokens_per_rank)
         cost: PricesTraffic = sized if self.serving.all_to_all else GatheringCost(sized)
         mix = [{"tokens_per_rank": phase.tokens_per_rank, "share": phase.passes_of_request} for phase in phases]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from grace_opt.placement import Placement
+from grace_opt.placement import Placement, fill
 from grace_opt.plan import Plan
 from grace_opt.routing import Routing
 
@@ -20,8 +20,7 @@ def equal_slots(
 ) -> tuple[Plan, list[str]]:
     """The plan with equally many experts on every rank, and sentences on what was changed.
 
-    A rank that holds too few gets, one after the other, the expert with most tokens per copy among those it lacks
-    (ties: the lowest id); ranks that lack most slots choose first. Replicas change no answer of the model.
+    A rank that holds too few gets copies of loaded experts (`placement.fill`). Replicas change no answer of the model.
     A changed plan has no polling weights left: its routing is `tar` where it was `wrr`.
 
     Args:
@@ -62,7 +61,7 @@ def equal_slots(
         raise ValueError(f"{unequal}: unequal=pad needs loads to choose replicas by; give trace=file trace.path=FILE")
     assert load_LE.shape == (plan.placement.num_layers, plan.num_experts)
     for index, ranks in enumerate(lists):
-        _fill(ranks, int(target_L[index]), load_LE[index], plan.layer_ids[index])
+        fill(ranks, [int(target_L[index])] * len(ranks), load_LE[index], plan.layer_ids[index])
     notes.append(
         f"{missing_LR.sum()} slots of {missing_LR.size} (layer, rank) pairs were filled with replicas of loaded "
         f"experts, at most {missing_LR.max()} on a rank in a layer ({missing_LR.sum(axis=0).max()} over its layers)"
@@ -87,23 +86,6 @@ def _without_repeats(lists: list[list[list[int]]], layer_ids: Sequence[int]) -> 
         f"an expert stands twice on rank {rank} in layer {layer} (and so in {len(repeated) - 1} more places), which "
         "this engine forbids: second copies were taken out"
     ]
-
-
-def _fill(ranks: list[list[int]], target: int, load_E: NDArray[np.integer], layer_id: int) -> None:
-    """Fill the ranks of one layer in place."""
-    copies_E = np.bincount(np.concatenate([np.array(rank, np.int64) for rank in ranks]), minlength=len(load_E))
-    for rank in sorted(range(len(ranks)), key=lambda rank: (len(ranks[rank]), rank)):
-        while len(ranks[rank]) < target:
-            share_E = load_E / copies_E
-            share_E[ranks[rank]] = -1
-            expert = int(np.argmax(share_E))
-            if share_E[expert] < 0:
-                raise ValueError(
-                    f"rank {rank} holds all {len(load_E)} experts of layer {layer_id} and {target} slots are needed: "
-                    "another rank holds experts twice; plan with fewer slots"
-                )
-            ranks[rank].append(expert)
-            copies_E[expert] += 1
 
 
 def _replace(plan: Plan, lists: list[list[list[int]]]) -> Plan:

@@ -4,6 +4,7 @@ import numpy as np
 from numba import njit
 
 from grace_opt.cover import cover_token
+from grace_opt.planners.copy_choice import copies_in_turn
 from grace_opt.planners.search_moves import NOBODY, list_copies, move_copy, propose
 from grace_opt.planners.search_objective import add_rank, batch_seconds, expert_seconds
 
@@ -15,6 +16,7 @@ def anneal(  # type: ignore[no-untyped-def]
     best,
     room_R,
     sample,
+    expert_turn_TK,
     rates,
     counters,
     copies_E,
@@ -24,9 +26,14 @@ def anneal(  # type: ignore[no-untyped-def]
     coldest,
     doublings,
     random,
+    filled,
 ):
-    """Seconds of the best slots; they are left in best_RS, those of the last trial in slots_RS."""
-    ids_TK, home_T, turn_T, batch_T, weight_B, first_E, tokens = sample
+    """Seconds of the best slots; they are left in best_RS, those of the last trial in slots_RS.
+
+    expert_turn_TK is that of the sample: numba leaves out of what it compiles the way that is not taken where an
+    argument itself is None. Tested for each token, it would make the search a third slower.
+    """
+    ids_TK, home_T, turn_T, batch_T, weight_B, first_E, tokens, _, nearest = sample
     node_R, entry_RN, node_mask, by_rank = rates.node, rates.entry, rates.node_mask, rates.by_rank
     table_RG, most_tokens = rates.expert, rates.most_tokens
     rank_TK, visits_TW, pairs_BRE = counters.rank, counters.visits, counters.pairs
@@ -39,7 +46,9 @@ def anneal(  # type: ignore[no-untyped-def]
         np.empty(visits_TW.shape[1], np.int64),
     )
     seen_N, seen_R = np.full(len(rates.between_node), -1, np.int64), np.full(num_ranks, -1, np.int64)
-    _count_all(sample, rates, counters, copies_E, rank_EC, node_K, copy_K, seen_N, seen_R, mask_W, doublings)
+    _count_all(
+        sample, expert_turn_TK, rates, counters, copies_E, rank_EC, node_K, copy_K, seen_N, seen_R, mask_W, doublings
+    )
     stamp = num_tokens
     now = counters.parts.mean()
     if now < best:
@@ -54,7 +63,9 @@ def anneal(  # type: ignore[no-untyped-def]
     seen_B = np.full(num_batches, -1, np.int64)
     hot, cold = hottest * now, coldest * now
     for trial in range(trials):
-        r1, s1, r2, s2, new1, new2 = propose(random, slots_RS, room_R, copies_E, rank_EC, ids_TK, first_E, tokens)
+        r1, s1, r2, s2, new1, new2 = propose(
+            random, slots_RS, room_R, copies_E, rank_EC, ids_TK, first_E, tokens, filled
+        )
         if r1 == NOBODY:
             continue
         old1, old2 = slots_RS[r1, s1], slots_RS[r2, s2]
@@ -74,10 +85,14 @@ def anneal(  # type: ignore[no-untyped-def]
                 seen_T[t] = trial
                 b, home, weight = batch_T[t], home_T[t], weight_B[batch_T[t]]
                 stamp += 1
-                if not _route(
-                    ids_TK, t, home, turn_T[t], copies_E, rank_EC, node_R, entry_RN, node_K, seen_N, seen_R, stamp,
-                    copy_K, rank_TK, new_rank, new_visits, count,
-                ):  # fmt: skip
+                if expert_turn_TK is None:
+                    cover_token(
+                        ids_TK, t, home, turn_T[t], copies_E, rank_EC, node_R, entry_RN, node_K, seen_N, seen_R, stamp,
+                        copy_K,
+                    )  # fmt: skip
+                else:
+                    copies_in_turn(ids_TK, t, home, expert_turn_TK, nearest, copies_E, rank_EC, node_R, copy_K)
+                if not _reroute(ids_TK, t, rank_EC, copy_K, rank_TK, new_rank, new_visits, count):
                     continue
                 _change_rows(
                     node_R, entry_RN, node_mask, by_rank, rank_TK, visits_TW, rows, t, b, home, weight, new_rank,
@@ -129,12 +144,8 @@ def anneal(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _route(  # type: ignore[no-untyped-def]
-    ids_TK, t, home, turn, copies_E, rank_EC, node_R, entry_RN, node_K, seen_N, seen_R, stamp, copy_K, rank_TK,
-    new_rank, new_visits, row,
-):  # fmt: skip
+def _reroute(ids_TK, t, rank_EC, copy_K, rank_TK, new_rank, new_visits, row):  # type: ignore[no-untyped-def]
     """Write the ranks that serve token t now, and those it visits, into a row; whether any is another than before."""
-    cover_token(ids_TK, t, home, turn, copies_E, rank_EC, node_R, entry_RN, node_K, seen_N, seen_R, stamp, copy_K)
     for word in range(new_visits.shape[1]):
         new_visits[row, word] = 0
     changed = False
@@ -193,16 +204,20 @@ def _visits_node(mask_W, node_mask, node):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _count_all(  # type: ignore[no-untyped-def]
-    sample, rates, counters, copies_E, rank_EC, node_K, copy_K, seen_N, seen_R, mask_W, doublings
+    sample, expert_turn_TK, rates, counters, copies_E, rank_EC, node_K, copy_K, seen_N, seen_R, mask_W, doublings
 ):
     """Fill the counters anew."""
-    ids_TK, home_T, turn_T, batch_T, weight_B, _, _ = sample
+    ids_TK, home_T, turn_T, batch_T, weight_B, _, _, _, nearest = sample
     counters.rows[:], counters.pairs[:], counters.busy[:] = 0.0, 0.0, 0.0
     for t in range(len(ids_TK)):
         b, home, weight = batch_T[t], home_T[t], weight_B[batch_T[t]]
-        cover_token(
-            ids_TK, t, home, turn_T[t], copies_E, rank_EC, rates.node, rates.entry, node_K, seen_N, seen_R, t, copy_K
-        )
+        if expert_turn_TK is None:
+            cover_token(
+                ids_TK, t, home, turn_T[t], copies_E, rank_EC, rates.node, rates.entry, node_K, seen_N, seen_R, t,
+                copy_K,
+            )  # fmt: skip
+        else:
+            copies_in_turn(ids_TK, t, home, expert_turn_TK, nearest, copies_E, rank_EC, rates.node, copy_K)
         mask_W[:] = 0
         for k in range(len(copy_K)):
             rank = rank_EC[ids_TK[t, k], copy_K[k]]

@@ -7,11 +7,13 @@ uneven as those of a server are, which independent tokens are not.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from grace_opt.homes import Random
+from grace_opt.planners.copy_choice import turns_of_experts
 from grace_opt.planners.local_search import sample_of
 from grace_opt.planners.search_objective import Sample
 from grace_opt.problem import Problem
@@ -21,8 +23,15 @@ from grace_opt.traffic import batch_segments
 
 Scenario = tuple[Trace, int | None]
 """A trace with homes, and the tokens of a rank in one of its batches; None: all of them are one."""
-_Batch = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], float]
-"""Sampled tokens, home and turn of each, and how many tokens each stands for."""
+
+
+class _Batch(NamedTuple):
+    """Tokens of a whole batch, home and turn of each; places [sampled] of those that are sampled, in order."""
+
+    token: NDArray[np.int64]
+    home: NDArray[np.int64]
+    turn: NDArray[np.int64]
+    sampled: NDArray[np.int64]
 
 
 def home_maps(trace: Trace, topology: Topology, num_maps: int, first_seed: int) -> list[Trace]:
@@ -48,26 +57,42 @@ class ScenarioSampler:
     Args:
         scenarios: one for each batch; it is drawn from all that its trace has at that size.
         tokens_per_batch: at most so many of a batch are sampled.
+        policy: the rule that picks copies, one of `copy_choice.POLICIES`.
     """
 
-    def __init__(self, problem: Problem, scenarios: Sequence[Scenario], tokens_per_batch: int, seed: int) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        scenarios: Sequence[Scenario],
+        tokens_per_batch: int,
+        seed: int,
+        policy: str = "cover",
+    ) -> None:
         random = np.random.default_rng(seed)
-        self._batches, self._problem = list[_Batch](), problem
+        self._batches, self._problem, self._policy = list[_Batch](), problem, policy
         for trace, tokens_per_rank in scenarios:
             segments, tokens_BR = batch_segments(trace, problem.topology.num_ranks, tokens_per_rank)
             chosen = int(random.integers(len(tokens_BR)))
             token, home, turn = _tokens_of(segments[segments[:, 3] == chosen])
-            keep = np.sort(random.permutation(len(token))[: max(1, tokens_per_batch)])
-            self._batches.append((token[keep], home[keep], turn[keep], len(token) / len(keep)))
+            sampled = np.sort(random.permutation(len(token))[: max(1, tokens_per_batch)])
+            self._batches.append(_Batch(token, home, turn, sampled))
 
     def of_layer(self, layer: int, batches: Sequence[int] | None = None) -> Sample:
         """The sample with one layer's choices; of these batches, in this order, or of all."""
         chosen = self._batches if batches is None else [self._batches[batch] for batch in batches]
-        token, home, turn = (np.concatenate([batch[part] for batch in chosen]) for part in (0, 1, 2))
-        number = np.repeat(np.arange(len(chosen)), [len(batch[0]) for batch in chosen])
-        weight = np.array([batch[3] for batch in chosen])
-        ids_TK = np.asarray(self._problem.trace.expert_ids[layer])[token]
-        return sample_of(ids_TK, home, turn, number, weight, self._problem.model.num_experts)
+        token, home, turn = (np.concatenate([batch[part][batch.sampled] for batch in chosen]) for part in (0, 1, 2))
+        number = np.repeat(np.arange(len(chosen)), [len(batch.sampled) for batch in chosen])
+        weight = np.array([len(batch.token) / len(batch.sampled) for batch in chosen])
+        ids_TK = np.asarray(self._problem.trace.expert_ids[layer])
+        turns_TK = None if self._policy == "cover" else np.concatenate([self._turns(ids_TK, batch) for batch in chosen])
+        num_experts = self._problem.model.num_experts
+        return sample_of(ids_TK[token], home, turn, number, weight, num_experts, self._policy, turns_TK)
+
+    def _turns(self, ids_TK: NDArray[np.integer], batch: _Batch) -> NDArray[np.int64]:
+        """[sampled, K] turns of experts, of which those of the whole batch that are not sampled take theirs too."""
+        whole_TK, topology = ids_TK[batch.token].astype(np.int64), self._problem.topology
+        turns_TK = turns_of_experts(whole_TK, batch.home, topology.num_ranks, self._problem.model.num_experts)
+        return np.asarray(turns_TK[batch.sampled])
 
 
 def _tokens_of(segments: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

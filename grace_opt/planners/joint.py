@@ -4,11 +4,15 @@
     search    from the best start of each layer, annealing on sample batches of random home maps (`local_search`,
               `home_scenarios`), then a short stretch at a low temperature with a p-norm closer to the maximum
     choice    for each layer the placement that the cost model itself prices lowest on the exact traffic of further home
-              maps: search results and starts alike, so that no layer is worse there than the best start under `cover`
-    routing   `cover`: a token's experts are considered together (`grace_opt.cover`)
+              maps: search results and starts alike, so that no layer is worse there than the best start under the
+              same routing
+    routing   `cover`: a token's experts are considered together (`grace_opt.cover`); or the rule of a serving engine
+              that picks copies itself, `tar` or `uniform` (`grace_opt.routing`)
 
-If a start with its own routing is still better as a whole, its plan is returned as it is. Everything is fitted to the
-problem's trace: how much of it holds on other sequences is for a held-out part to say.
+If a start with its own routing is still better as a whole, its plan is returned as it is, unless it routes by another
+rule than was asked for (all will do where `cover` is). Engines take no ranks with fewer experts than others: with
+`fill` no slot is ever left empty. Everything is fitted to the problem's trace: how much of it holds on other sequences
+is for a held-out part to say.
 """
 
 import time
@@ -20,6 +24,8 @@ from functools import partial
 import numpy as np
 
 from grace_opt.batch_rates import PricesTraffic
+from grace_opt.plan import Plan
+from grace_opt.planners.copy_choice import POLICIES
 from grace_opt.planners.domain_weights import DRAWS, POOL
 from grace_opt.planners.home_scenarios import Scenario
 from grace_opt.planners.joint_choice import best_of_each_layer, layer_seconds, plan_of_slots
@@ -47,7 +53,13 @@ class Joint:
         hottest: first temperature, as a share of a layer's time; the last is COOLING times that.
         num_batches, num_tokens: sample batches that the search sees, and tokens in all of them. Shares of a mix, and
             domains, may ask for more batches of as many tokens in all.
-        homes: "given" plans for any homes; "chosen" decides them too, by a rule that the plan then carries.
+        policy: "cover", "tar" or "uniform", by which the plan's copies are searched, compared and served. One that is
+            not `cover` is asked for by an engine: the plan has it, without weights, whatever the starts do.
+        fill: every slot holds an expert, none twice on a rank, in all that is searched and returned. Needs a budget of
+            at most E slots on a rank; where copies cost more than they bring, a smaller one is better. False: slots
+            may stay empty, and do where a copy would not help.
+        homes: "given" plans for any homes; "chosen" decides them too, by a rule that the plan then carries; the
+            rule counts what homes cost under `cover`, so that is the policy then.
         first_tokens: of a request, known when its home is chosen; None: all of them. Read with homes=chosen only.
         num_maps: home maps (each with its mirror) on which candidates are compared exactly.
         mix: sizes of batches to plan for, as a list of {tokens_per_rank, share}: the mean layer time of the batches
@@ -65,6 +77,8 @@ class Joint:
     num_batches: int = 8
     num_tokens: int = 8_000
     num_maps: int = 4
+    policy: str = "cover"
+    fill: bool = False
     homes: str = "given"
     first_tokens: int | None = 32
     mix: Sequence[Mapping[str, float]] | None = None
@@ -78,6 +92,10 @@ class Joint:
         for name in ("time_limit_s", "hottest"):
             if not 0 < getattr(self, name) < np.inf:
                 raise ValueError(f"joint: {name} must be a positive number, got {getattr(self, name)}")
+        if self.policy not in POLICIES:
+            raise ValueError(f"joint: policy must be one of {', '.join(POLICIES)}, got {self.policy!r}")
+        if not isinstance(self.fill, bool):
+            raise ValueError(f"joint: fill must be true or false, got {self.fill!r}")
         if self.homes not in ("given", "chosen"):
             raise ValueError(f"joint: homes must be given or chosen, got {self.homes!r}")
         if self.first_tokens is not None and self.first_tokens < 1:
@@ -87,6 +105,8 @@ class Joint:
             raise ValueError(f"joint: robust must be one of {', '.join(ROBUST)}, got {self.robust!r}")
         if self.homes == "chosen" and (self.mix is not None or self.robust != "none"):
             raise ValueError("joint: a mix, or robust=mean or worst, is planned with homes=given only")
+        if self.homes == "chosen" and self.policy != "cover":
+            raise ValueError(f"joint: policy={self.policy} is planned for with homes=given only")
         if self.seed < 0:
             raise ValueError(f"joint: seed must not be negative, got {self.seed}")
         if not callable(getattr(self.cost, "price", None)):
@@ -97,22 +117,24 @@ class Joint:
 
     def search(self, problem: Problem, watch: Callable[[Progress], None] | None = None) -> Solution:
         """Plan; `watch` follows stages and layers, and may end the search by raising `Enough`."""
+        self._require_room(problem)
         layers, tell = problem.model.num_layers, watch or (lambda _: None)
         workload = Workload.of(problem, self.cost, self.mix, self.robust)
         try:
             tell(Progress("compiling", 0, layers))
-            warm_up(problem, self.cost, self.homes)
+            warm_up(problem, self.cost, self.homes, self.policy)
             began = time.perf_counter()
             tell(Progress("starting", 0, layers))
             starts = starts_of(problem)
         except KeyboardInterrupt:
             warnings.warn("joint: interrupted before the search began, the plan is that of linear", stacklevel=2)
-            return Solution(plan_of_linear(problem), status="feasible")
-        candidates = [slots_of(plan, problem) for plan in starts.values()]
+            return Solution(plan_of_linear(problem, self.policy, self.fill), status="feasible")
+        candidates = [slots_of(plan, problem, self.fill) for plan in starts.values()]
         if self.homes == "chosen":
             seeds = SEARCH_SEED + self.seed, CHOICE_SEED + self.seed
             return HomeSearch(self, problem, workload.rates[0], candidates, seeds, began, watch).run()
-        follow = None if watch is None else Watcher(watch, partial(layer_seconds, problem, self.cost), True)
+        exact = partial(layer_seconds, problem, self.cost, self.policy)
+        follow = None if watch is None else Watcher(watch, exact, True)
         slots_L = list(candidates[0])
         try:
             deadline, draws = began + self.time_limit_s, self._draws(workload)
@@ -121,14 +143,29 @@ class Joint:
             finished = search.run()
             tell(Progress("choosing", layers, layers))
             maps = workload.home_maps(self.num_maps, CHOICE_SEED + self.seed)
-            plan, seconds = best_of_each_layer(workload, maps, [np.stack(slots_L), *candidates])
-            for start in starts.values():
+            plan, seconds = best_of_each_layer(workload, maps, [np.stack(slots_L), *candidates], self.policy)
+            for start in filter(self._may_return, starts.values()):
                 if (priced := workload.objective(workload.seconds(start, maps))) < seconds:
                     plan, seconds = replace(start, provenance=plan.provenance), priced
         except KeyboardInterrupt:
             warnings.warn("joint: interrupted, the plan is the best of the samples", stacklevel=2)
-            return Solution(plan_of_slots(np.stack(slots_L), problem), status="feasible")
+            return Solution(plan_of_slots(np.stack(slots_L), problem, self.policy), status="feasible")
         return Solution(plan, status="heuristic" if finished else "feasible", objective=seconds)
+
+    def _require_room(self, problem: Problem) -> None:
+        most, experts = int(problem.slots_per_rank.max()), problem.model.num_experts
+        if self.fill and most > experts:
+            raise ValueError(
+                f"joint: fill=true would have a rank hold an expert twice, with slots_per_rank={most} for {experts} "
+                f"experts; give slots_per_rank={experts} at most"
+            )
+
+    def _may_return(self, start: Plan) -> bool:
+        """Whether a start may be the plan with its own routing, and any second copies on a rank; its slots compete
+        under `policy` anyway."""
+        if self.fill:
+            return False
+        return self.policy == "cover" or (start.routing.policy == self.policy and start.routing.weights is None)
 
     def _draws(self, workload: Workload) -> list[list[list[Scenario]]]:
         """[domain][draw] sample batches. A draw of a domain has a map of homes and its mirror at the least; a search

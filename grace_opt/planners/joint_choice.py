@@ -17,36 +17,39 @@ from grace_opt.trace import Trace
 from grace_opt.traffic import traffic
 
 
-def plan_of_slots(slots_LRS: NDArray[np.int64], problem: Problem) -> Plan:
-    """The plan that holds this; where experts have copies it routes by `cover`."""
+def plan_of_slots(slots_LRS: NDArray[np.int64], problem: Problem, policy: str = "cover") -> Plan:
+    """The plan that holds this and routes by a policy; with `cover`, where no expert has copies, by `primary`."""
     lists = [[[int(e) for e in rank if e != EMPTY] for rank in layer] for layer in slots_LRS]
     replicated = (slots_LRS != EMPTY).sum() > problem.model.num_layers * problem.model.num_experts
-    routing = Routing("cover" if replicated else "primary")
+    routing = Routing(policy if replicated or policy != "cover" else "primary")
     return plan_for(problem, Placement.from_lists(lists, problem.model.num_experts), routing, "joint")
 
 
-def layer_seconds(problem: Problem, cost: PricesTraffic, layer: int, slots_RS: NDArray[np.int64]) -> float:
+def layer_seconds(problem: Problem, cost: PricesTraffic, policy: str, layer: int, slots_RS: NDArray[np.int64]) -> float:
     """Exact time of one layer on the problem's own homes."""
     trace = replace(problem.trace, expert_ids=problem.trace.expert_ids[layer : layer + 1])
     one = replace(problem, model=replace(problem.model, num_layers=1), trace=trace)
-    plan = plan_of_slots(slots_RS[None], one)
+    plan = plan_of_slots(slots_RS[None], one, policy)
     return cost.price(one, traffic(trace, plan, cost.tokens_per_rank, num_threads=1)).mean_s
 
 
 def best_of_each_layer(
-    workload: Workload, maps: Sequence[Sequence[Trace]], candidates: Sequence[NDArray[np.int64]]
+    workload: Workload,
+    maps: Sequence[Sequence[Trace]],
+    candidates: Sequence[NDArray[np.int64]],
+    policy: str = "cover",
 ) -> tuple[Plan, float]:
-    """The plan that takes for each layer the best candidate [L, R, S], and its objective.
+    """The plan that takes for each layer the candidate [L, R, S] that is best under a policy, and its objective.
 
     Args:
         maps: [domain] traces with homes to compare on.
     """
     problem = workload.problem
-    seconds_CDL = np.stack([workload.seconds(plan_of_slots(slots, problem), maps) for slots in candidates])
+    seconds_CDL = np.stack([workload.seconds(plan_of_slots(slots, problem, policy), maps) for slots in candidates])
     best_L = _least_worst(seconds_CDL) if workload.worst else seconds_CDL.mean(axis=1).argmin(axis=0)
     slots_LRS = np.stack([candidates[best][layer] for layer, best in enumerate(best_L)])
     chosen_DL = np.take_along_axis(seconds_CDL, best_L[None, None, :], axis=0)[0]
-    return plan_of_slots(slots_LRS, problem), workload.objective(chosen_DL)
+    return plan_of_slots(slots_LRS, problem, policy), workload.objective(chosen_DL)
 
 
 def _least_worst(seconds_CDL: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -83,7 +83,7 @@ class HomeSearch:
         options, problem = self._options, self._problem
         maps, starts = self._homes_and_starts(turn, name)
         draw = [(maps[index % len(maps)], options.cost.tokens_per_rank) for index in range(options.num_batches)]
-        exact = partial(layer_seconds, replace(problem, trace=maps[0]), options.cost)
+        exact = partial(layer_seconds, replace(problem, trace=maps[0]), options.cost, options.policy)
         follow = None if self._watch is None else Watcher(self._watch, exact, False)
         search = LayerSearches(options, problem, self._rates, [[draw]], starts, deadline, follow)
         self._slots_L = search.slots_L

@@ -61,7 +61,7 @@ class LayerSearches:
         self._worst = options.robust == "worst"
         at_once = len(draws) * DRAWS * self._numbers.shape[2] if self._worst else len(scenarios)
         self._coarse, self._fine = (
-            ScenarioSampler(problem, scenarios, tokens // at_once, options.seed)
+            ScenarioSampler(problem, scenarios, tokens // at_once, options.seed, options.policy)
             for tokens in (max(1, options.num_tokens // COARSE), options.num_tokens)
         )
         self.slots_L = list(starts[0])
@@ -146,7 +146,9 @@ class LayerSearches:
     def _search_on(self, sample: Sample, layer: int, slots_RS: NDArray[np.int64], number: int) -> LocalSearch:
         problem = self._problem
         seed = (self._options.seed * len(self.slots_L) + layer) * 1000 + number
-        return LocalSearch(slots_RS, problem.slots_per_rank, problem.model.num_experts, sample, self._rates, seed)
+        return LocalSearch(
+            slots_RS, problem.slots_per_rank, problem.model.num_experts, sample, self._rates, seed, self._options.fill
+        )
 
     def _best_start(self, layer: int) -> NDArray[np.int64]:
         """[R, S] the start that is best in the sample."""

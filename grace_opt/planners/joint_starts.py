@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grace_opt.batch_rates import PricesTraffic
-from grace_opt.placement import EMPTY
+from grace_opt.placement import EMPTY, fill
 from grace_opt.plan import Plan
 from grace_opt.planners.eplb import Eplb
 from grace_opt.planners.grace import Grace
@@ -20,6 +20,7 @@ from grace_opt.planners.local_search import LocalSearch, rates_of
 from grace_opt.planners.occult import Occult
 from grace_opt.planners.workload import Workload
 from grace_opt.problem import Problem
+from grace_opt.profile import expert_loads
 from grace_opt.solution import Planner
 
 STARTS: dict[str, Planner] = {
@@ -47,18 +48,23 @@ def starts_of(problem: Problem) -> dict[str, Plan]:
     return plans
 
 
-def slots_of(plan: Plan, problem: Problem) -> NDArray[np.int64]:
-    """[L, R, S] what each slot of the budget holds; no rank holds an expert twice."""
+def slots_of(plan: Plan, problem: Problem, filled: bool = False) -> NDArray[np.int64]:
+    """[L, R, S] what each slot of the budget holds; no rank holds an expert twice. What the plan leaves empty is filled
+    with copies of loaded experts, if asked for."""
+    lists = [[list(dict.fromkeys(rank)) for rank in layer] for layer in plan.placement.to_lists()]
+    if filled:
+        load_LE = expert_loads(problem.trace)
+        for layer, ranks in enumerate(lists):
+            fill(ranks, problem.slots_per_rank.tolist(), load_LE[layer], plan.layer_ids[layer])
     width = int(problem.slots_per_rank.max())
     slots_LRS = np.full((plan.placement.num_layers, plan.num_ranks, width), EMPTY, np.int64)
-    for layer, ranks in enumerate(plan.placement.to_lists()):
+    for layer, ranks in enumerate(lists):
         for rank, experts in enumerate(ranks):
-            distinct = list(dict.fromkeys(experts))
-            slots_LRS[layer, rank, : len(distinct)] = distinct
+            slots_LRS[layer, rank, : len(experts)] = experts
     return slots_LRS
 
 
-def warm_up(problem: Problem, cost: PricesTraffic, homes: str) -> None:
+def warm_up(problem: Problem, cost: PricesTraffic, homes: str, policy: str) -> None:
     """Run all compiled code of a search once, on a few tokens of one layer, so that no clock of a search counts the
     seconds in which it is compiled: once a machine, as numba keeps it."""
     tiny = _few_tokens(problem)
@@ -66,10 +72,10 @@ def warm_up(problem: Problem, cost: PricesTraffic, homes: str) -> None:
     starts = starts_of(tiny)
     candidates = [slots_of(plan, tiny) for plan in starts.values()]
     maps = workload.home_maps(1, 0)[0]
-    sample = ScenarioSampler(tiny, [(maps[0], cost.tokens_per_rank)], 1, 0).of_layer(0)
+    sample = ScenarioSampler(tiny, [(maps[0], cost.tokens_per_rank)], 1, 0, policy).of_layer(0)
     rates = rates_of(workload.mean_rates(), tiny.topology)
     LocalSearch(candidates[0][0], tiny.slots_per_rank, tiny.model.num_experts, sample, rates, 0).run(0, 0.0, 0.0)
-    plan, _ = best_of_each_layer(workload, [maps], candidates)
+    plan, _ = best_of_each_layer(workload, [maps], candidates, policy)
     for start in starts.values():  # their own routing is counted by other code
         workload.seconds(start, [maps[:1]])
     if homes == "chosen":
@@ -85,6 +91,6 @@ def _few_tokens(problem: Problem) -> Problem:
     return replace(problem, model=replace(problem.model, num_layers=1), trace=part)
 
 
-def plan_of_linear(problem: Problem) -> Plan:
+def plan_of_linear(problem: Problem, policy: str, filled: bool) -> Plan:
     """What there is before any search: experts in index order."""
-    return plan_of_slots(slots_of(Linear()(problem).plan, problem), problem)
+    return plan_of_slots(slots_of(Linear()(problem).plan, problem, filled), problem, policy)

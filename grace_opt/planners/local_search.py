@@ -4,10 +4,11 @@ State: which expert each slot of each rank holds. Moves (`search_moves`):
 
     swap      two slots of different ranks exchange what they hold (one may be empty: the expert moves)
     replace   a slot that is empty, or whose expert has another copy, takes any other expert
-    drop      a slot whose expert has another copy becomes empty
+    drop      a slot whose expert has another copy becomes empty; not where slots are to stay filled
 
-A move changes the way of the tokens that chose one of the experts it touches. Only these are routed again, by the rule
-that the runtime executes (`grace_opt.cover`), and only the counters they touch change.
+No move brings an expert to a rank that holds it. A move changes the way of the tokens that chose one of the experts it
+touches. Only these are routed again, by the rule that will serve them (`grace_opt.cover` or `copy_choice`), and only
+the counters they touch change.
 
 Objective: mean over batches of  P(experts) + P(between) + P(inside),  the terms of `grace_opt.batch_rates` with a
 p-norm over ranks in place of the maximum: it also rewards a move that relieves the second busiest. Accepted are moves
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from grace_opt.batch_rates import BatchRates
 from grace_opt.cover import entry_ranks
+from grace_opt.placement import EMPTY
 from grace_opt.planners.annealing import anneal
 from grace_opt.planners.search_objective import Counters, Rates, Sample
 from grace_opt.topology import Topology
@@ -26,6 +28,10 @@ from grace_opt.topology import Topology
 
 class LocalSearch:
     """A search of one layer that can be stopped after any number of trials and gone on with.
+
+    Args:
+        slots_RS: where to begin; no rank holds an expert twice.
+        filled: every slot holds an expert, and does so after every move.
 
     Attributes:
         slots: int64 [R, S], the best placement found so far; columns beyond a rank's own slots stay EMPTY.
@@ -40,8 +46,10 @@ class LocalSearch:
         sample: Sample,
         rates: Rates,
         seed: int,
+        filled: bool = False,
     ) -> None:
-        self.slots = slots_RS.copy()
+        assert not filled or ((slots_RS != EMPTY).sum(axis=1) == room_R).all(), "slots that stay filled begin so"
+        self.slots, self._filled = slots_RS.copy(), filled
         self._current, self._room, self._sample, self._rates = slots_RS.copy(), room_R.copy(), sample, rates
         batches, ranks, (tokens, top_k) = len(sample.weight), len(slots_RS), sample.ids.shape
         self._copies = np.zeros(num_experts, np.int64), np.zeros((num_experts, ranks), np.int64)
@@ -64,8 +72,9 @@ class LocalSearch:
             self.objective = np.inf
         self.objective = float(
             anneal(
-                self._current, self.slots, self.objective, self._room, self._sample, self._rates, self._counters,
-                *self._copies, trials, hottest, coldest, doublings, self._random,
+                self._current, self.slots, self.objective, self._room, self._sample, self._sample.expert_turn,
+                self._rates, self._counters, *self._copies, trials, hottest, coldest, doublings, self._random,
+                self._filled,
             )
         )  # fmt: skip
 
@@ -88,9 +97,13 @@ def sample_of(
     batch_T: NDArray[np.int64],
     weight_B: NDArray[np.float64],
     num_experts: int,
+    policy: str = "cover",
+    expert_turn_TK: NDArray[np.int64] | None = None,
 ) -> Sample:
-    """Tokens with their index by expert."""
+    """Tokens with their index by expert; turns of experts (see `copy_choice`) unless the policy is `cover`."""
+    assert (policy == "cover") == (expert_turn_TK is None)
     ids_TK = np.ascontiguousarray(ids_TK, np.int64)
     order = np.argsort(ids_TK.ravel(), kind="stable")
     first = np.searchsorted(ids_TK.ravel()[order], np.arange(num_experts + 1)).astype(np.int64)
-    return Sample(ids_TK, home_T, turn_T, batch_T, weight_B, first, order // ids_TK.shape[1])
+    tokens = order // ids_TK.shape[1]
+    return Sample(ids_TK, home_T, turn_T, batch_T, weight_B, first, tokens, expert_turn_TK, policy == "tar")

@@ -13,10 +13,11 @@ NOBODY = -1
 
 
 @njit(nogil=True, cache=True)
-def propose(random, slots_RS, room_R, copies_E, rank_EC, ids_TK, first_E, tokens):  # type: ignore[no-untyped-def]
+def propose(random, slots_RS, room_R, copies_E, rank_EC, ids_TK, first_E, tokens, filled):  # type: ignore[no-untyped-def]
     """(rank 1, slot 1, rank 2, slot 2, what 1 holds afterwards, what 2 does).
 
-    random is a numpy Generator. Rank 2 is NOBODY in a move of one slot; rank 1 is if the draw made no move.
+    random is a numpy Generator; filled: no slot is to become empty. Rank 2 is NOBODY in a move of one slot; rank 1 is
+    if the draw made no move.
     """
     none = NOBODY, 0, NOBODY, 0, EMPTY, EMPTY
     r1 = random.integers(0, len(slots_RS))
@@ -25,7 +26,7 @@ def propose(random, slots_RS, room_R, copies_E, rank_EC, ids_TK, first_E, tokens
     s1 = random.integers(0, room_R[r1])
     one = slots_RS[r1, s1]
     if (one < 0 or copies_E[one] > 1) and random.random() < 0.5:
-        if random.random() < DROPS:
+        if not filled and random.random() < DROPS:
             new = EMPTY
         elif random.random() < GUIDED:
             near = slots_RS[r1, random.integers(0, room_R[r1])]
@@ -34,7 +35,7 @@ def propose(random, slots_RS, room_R, copies_E, rank_EC, ids_TK, first_E, tokens
             new = random.integers(0, len(copies_E))
         if new >= 0 and _holds(slots_RS, r1, new):
             new = EMPTY
-        return none if new == one else (r1, s1, NOBODY, 0, new, EMPTY)
+        return none if new == one or (filled and new == EMPTY) else (r1, s1, NOBODY, 0, new, EMPTY)
     r2 = random.integers(0, len(slots_RS))
     if one >= 0 and random.random() < GUIDED:
         friend = _companion(random, one, ids_TK, first_E, tokens)

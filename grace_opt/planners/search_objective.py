@@ -14,7 +14,8 @@ class Sample(NamedTuple):
     """Tokens of one layer that stand for its batches.
 
     ids [T, K]; home, turn (see `grace_opt.cover`), batch [T]; weight [B], tokens that each one of a batch stands for;
-    tokens[first[e] : first[e + 1]] chose expert e.
+    tokens[first[e] : first[e + 1]] chose expert e; expert_turn [T, K] and nearest are of `copy_choice`,
+    expert_turn None where the rule is `cover`.
     """
 
     ids: Array
@@ -24,6 +25,8 @@ class Sample(NamedTuple):
     weight: Array
     first: Array
     tokens: Array
+    expert_turn: Array
+    nearest: bool
 
 
 class Rates(NamedTuple):

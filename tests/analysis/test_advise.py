@@ -216,6 +216,7 @@ def test_a_planner_that_cannot_plan_is_a_row_with_its_error(ask, tmp_path):
         ({"maps": 0}, "maps must be at least 1"),
         ({"planners": {"eplb": SMALL}}, "planners.eplb: the engine's default and its own EPLB are always tried"),
         ({"planners": {"joint": replace(SMALL, homes="chosen")}}, "leave mix=null and homes=given"),
+        ({"planners": {"joint": replace(SMALL, fill=True)}}, "policy and fill follow from engine"),
         ({"cost": replace(COST, tokens_per_rank=9)}, "cost.tokens_per_rank=9 is not used"),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from grace_opt.placement import Placement
+from grace_opt.placement import Placement, fill
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +70,15 @@ def test_an_absurd_number_of_experts_is_refused_before_memory_is_taken() -> None
 def test_every_layer_has_the_same_ranks(layers: Any) -> None:
     with pytest.raises(ValueError, match="same number of ranks in every layer, and at least one layer"):
         Placement.from_lists(layers, num_experts=2)
+
+
+def test_ranks_are_filled_each_to_its_own_slots_and_who_lacks_most_chooses_first() -> None:
+    ranks = [[0, 1, 2], [3], []]
+    fill(ranks, [4, 2, 3], np.array([9, 1, 5, 7]), 0)
+    # the last lacks 3: 0 (9 tokens on one copy), 3 (7), then 2 (5); the first has 3 left, the second 0 (4.5 a copy)
+    assert ranks == [[0, 1, 2, 3], [3, 0], [0, 3, 2]]
+
+
+def test_a_rank_that_holds_all_experts_takes_no_more() -> None:
+    with pytest.raises(ValueError, match="rank 1 holds all 2 experts of layer 7 and 3 slots are needed"):
+        fill([[0], [0, 1]], [1, 3], np.array([2, 1]), 7)

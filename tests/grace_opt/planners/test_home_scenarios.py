@@ -47,6 +47,24 @@ def test_a_part_of_a_batch_stands_for_all_of_it(problem_of, random_ids):
         assert len(key[0]) == 10 and len(key[1]) == 50 and key[0] <= key[1]
 
 
+def test_a_part_keeps_the_turns_that_its_experts_have_in_the_whole_batch(problem_of, random_ids):
+    problem = problem_of(random_ids(0, 2, 100, 8, 2), 8, 4)
+    scenarios = [(problem.trace, 25)] * 2
+    part, whole = (ScenarioSampler(problem, scenarios, tokens, 3, "uniform").of_layer(1) for tokens in (10, 500))
+    for index in range(2):
+        count = np.zeros((2, 8), np.int64)
+        turn_of = {}
+        here = whole.batch == index
+        for home, turn, ids in zip(whole.home[here], whole.turn[here], whole.ids[here], strict=True):
+            turn_of[home, turn] = (home + count[home, ids]).tolist()
+            count[home, ids] += 1
+        for sample in (part, whole):
+            here = sample.batch == index
+            key = zip(sample.home[here], sample.turn[here], strict=True)
+            assert [turn_of[token] for token in key] == sample.expert_turn[here].tolist()
+    assert ScenarioSampler(problem, scenarios, 10, 3).of_layer(1).expert_turn is None
+
+
 def test_maps_are_seeded_and_each_is_followed_by_its_mirror(problem_of, random_ids):
     problem = problem_of(random_ids(0, 1, 60, 8, 2), 8, 4, nodes=3, ranks_per_node=2)
     maps = home_maps(problem.trace, problem.topology, 2, 7)

@@ -18,6 +18,8 @@ from grace_opt.planners.joint_progress import Enough
 from grace_opt.planners.joint_starts import STARTS, slots_of, starts_of, warm_up
 from grace_opt.planners.linear import Linear
 from grace_opt.planners.local_search import LocalSearch
+from grace_opt.planners.workload import Workload
+from grace_opt.routing import Routing
 from grace_opt.trace import Trace
 from grace_opt.traffic import traffic
 from simulator.cluster import SimulatedCluster
@@ -155,11 +157,12 @@ def test_progress_tells_stages_layers_done_and_seconds_found(problem, homes):
     assert all(now.own_homes == (homes == "given") for now in seen if now.found_s is not None)
 
 
-def test_seconds_told_are_exact_on_the_problems_own_homes(problem):
+@pytest.mark.parametrize(("policy", "fill"), [("cover", False), ("tar", True)])
+def test_seconds_told_are_exact_on_the_problems_own_homes(problem, policy, fill):
     seen = []
-    solution = replace(SMALL, num_maps=2).search(problem, seen.append)
+    solution = replace(SMALL, num_maps=2, policy=policy, fill=fill).search(problem, seen.append)
     grace = starts_of(problem)["grace"]
-    begin = plan_of_slots(slots_of(grace, problem), problem)
+    begin = plan_of_slots(slots_of(grace, problem, fill), problem, policy)
     searching = [now for now in seen if now.stage == "searching"]
     assert searching[0].found_s == pytest.approx(SMALL.cost(problem, begin).mean_s, rel=1e-9)
     assert searching[-1].found_s == pytest.approx(SMALL.cost(problem, solution.plan).mean_s, rel=1e-9)
@@ -200,10 +203,11 @@ def test_the_clock_starts_when_everything_is_compiled(problem, monkeypatch):
     assert events == ["compiled", "clock", "starts"]
 
 
-@pytest.mark.parametrize("homes", ["given", "chosen"])
-def test_what_compiles_first_is_what_the_search_runs(problem, homes, monkeypatch):
+@pytest.mark.parametrize(("homes", "policy"), [("given", "cover"), ("chosen", "cover"), ("given", "tar")])
+def test_what_compiles_first_is_what_the_search_runs(problem, homes, policy, monkeypatch):
     """The same types, down to which arrays may be written to: another type would compile again, on the clock."""
-    types, anneal, count = {}, local_search.anneal, traffic_module._count_covered_layer
+    types, anneal = {}, local_search.anneal
+    counting = "_count_covered_layer" if policy == "cover" else "_count_layer"
 
     def noted(name, function):
         def call(*arguments):
@@ -219,9 +223,9 @@ def test_what_compiles_first_is_what_the_search_runs(problem, homes, monkeypatch
 
     phase = ["searching"]
     monkeypatch.setattr(local_search, "anneal", noted("anneal", anneal))
-    monkeypatch.setattr(traffic_module, "_count_covered_layer", noted("count", count))
+    monkeypatch.setattr(traffic_module, counting, noted("count", getattr(traffic_module, counting)))
     monkeypatch.setattr(joint, "warm_up", warm)
-    replace(SMALL, homes=homes)(problem)
+    replace(SMALL, homes=homes, policy=policy)(problem)
     for name in ("anneal", "count"):
         assert types["compiling", name] == types["searching", name]
 
@@ -261,6 +265,99 @@ def test_homes_as_a_decision_carry_a_rule_and_end_all_traffic_of_a_clustered_tra
     assert chosen.objective < given.objective / 10
 
 
+def check_filled(problem, plan):
+    problem.check(plan)
+    assert (plan.placement.slots_used == problem.slots_per_rank).all()
+    assert all(len(rank) == len(set(rank)) for layer in plan.placement.to_lists() for rank in layer)
+
+
+@pytest.mark.parametrize("slots", [4, [4, 5, 2, 3]])
+@pytest.mark.parametrize("policy", ["cover", "tar", "uniform"])
+@pytest.mark.parametrize(
+    "workload",
+    [
+        {},
+        {"robust": "worst"},
+        {"mix": [{"tokens_per_rank": 10, "share": 1}, {"tokens_per_rank": 40, "share": 1}]},
+    ],
+)
+def test_a_plan_for_an_engine_has_its_policy_and_no_slot_left(problem, policy, slots, workload):
+    trace = replace(problem.trace, domains=problem.trace.domains + np.arange(40) % 2, domain_names=("text", "code"))
+    problem = replace(problem, slots=slots, trace=trace)
+    solution = replace(SMALL, policy=policy, fill=True, trials=400, **workload)(problem)
+    check_filled(problem, solution.plan)
+    assert (solution.plan.routing.policy, solution.plan.routing.weights) == (policy, None)
+    if not workload:
+        assert solution.objective == pytest.approx(seconds(problem, solution.plan), rel=1e-9)
+        starts = [slots_of(plan, problem, filled=True) for plan in starts_of(problem).values()]
+        assert solution.objective < min(seconds(problem, plan_of_slots(s, problem, policy)) for s in starts)
+
+
+def test_homes_can_be_chosen_with_all_slots_filled(problem):
+    plan = replace(SMALL, fill=True, homes="chosen", trials=400)(problem).plan
+    check_filled(problem, plan)
+    assert plan.homes is not None and plan.routing.policy == "cover"
+
+
+def test_a_search_for_a_policy_beats_the_plan_for_another_under_it(problem):
+    """Of two plans with all slots filled, priced exactly as each policy serves them."""
+    uniform, cover = (replace(SMALL, policy=name, fill=True)(problem) for name in ("uniform", "cover"))
+    assert uniform.objective < 0.97 * seconds(problem, replace(cover.plan, routing=Routing("uniform")))
+    assert cover.objective < 0.97 * seconds(problem, replace(uniform.plan, routing=Routing("cover")))
+
+
+def test_with_a_slot_for_every_expert_and_no_more_nothing_is_left_to_fill(clustered):
+    problem = clustered(0.3, 8, 2)
+    one, same = (replace(SMALL, fill=fill)(problem) for fill in (False, True))
+    assert digest(one.plan) == digest(same.plan) and one.objective == same.objective
+    # no expert has a copy, so all rules are the same
+    assert replace(SMALL, policy="uniform")(problem).objective == pytest.approx(one.objective, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "returned"),
+    [
+        ({}, True),
+        ({"fill": True}, False),
+        ({"policy": "tar"}, False),  # its own has weights
+        ({"policy": "uniform"}, False),
+    ],
+)
+def test_a_start_that_routes_by_another_rule_is_not_returned_as_it_is(problem, options, returned, monkeypatch):
+    """The start is made to look best of all."""
+    grace = starts_of(problem)["grace"]
+    assert grace.routing.policy == "tar" and grace.routing.weights is not None
+    priced = Workload.seconds
+    monkeypatch.setattr(
+        Workload, "seconds", lambda own, plan, maps: priced(own, plan, maps) * (plan.routing.weights is None)
+    )
+    plan = replace(SMALL, trials=100, **options)(problem).plan
+    assert (plan.routing.weights is not None) == returned
+    assert returned or plan.routing.policy == options.get("policy", "cover")
+
+
+@pytest.mark.parametrize("stage", ["warm_up", "best_of_each_layer"])
+def test_an_interrupt_leaves_a_plan_for_the_engine_too(problem, stage, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(joint, stage, interrupt)
+    with pytest.warns(UserWarning, match="^joint: interrupted"):
+        plan = replace(SMALL, policy="uniform", fill=True)(problem).plan
+    check_filled(problem, plan)
+    assert plan.routing.policy == "uniform"
+
+
+def test_slots_that_only_second_copies_on_a_rank_could_fill_are_refused_in_one_line(problem):
+    message = (
+        r"^joint: fill=true would have a rank hold an expert twice, with slots_per_rank=11 for 10 experts; "
+        "give slots_per_rank=10 at most$"
+    )
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, fill=True)(replace(problem, slots=[4, 11, 2, 3]))
+    check_filled(replace(problem, slots=10), replace(SMALL, fill=True, trials=1)(replace(problem, slots=10)).plan)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -268,6 +365,9 @@ def test_homes_as_a_decision_carry_a_rule_and_end_all_traffic_of_a_clustered_tra
         ({"num_tokens": -1}, "num_tokens must be at least 1, got -1"),
         ({"time_limit_s": float("inf")}, "time_limit_s must be a positive number, got inf"),
         ({"hottest": float("nan")}, "hottest must be a positive number, got nan"),
+        ({"policy": "wrr"}, "policy must be one of cover, tar, uniform, got 'wrr'"),
+        ({"policy": "tar", "homes": "chosen"}, "policy=tar is planned for with homes=given only"),
+        ({"fill": "yes"}, "fill must be true or false, got 'yes'"),
         ({"homes": "random"}, "homes must be given or chosen, got 'random'"),
         ({"first_tokens": 0}, "first_tokens must be at least 1, or null for all, got 0"),
         ({"seed": -1}, "seed must not be negative, got -1"),
