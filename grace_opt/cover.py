@@ -81,6 +81,7 @@ def cover_token(  # type: ignore[no-untyped-def]
     It takes whole arrays: a part of one costs more than all the rest.
 
     Args:
+        copy_K: as long as the token has experts; node_K may be longer.
         node_K, node_seen_N, rank_seen_R: scratch; what is stamped with `stamp` in the last two counts as visited.
     """
     several = 0
@@ -102,7 +103,8 @@ def cover_token(  # type: ignore[no-untyped-def]
             node_K[k] = -1
             left += 1
     if left > 0:
-        _choose_nodes(ids_TK, t, own, turn, left, copies_E, rank_EC, node_R, node_K, node_seen_N, stamp)
+        chosen = len(copy_K)
+        _choose_nodes(ids_TK, t, chosen, own, turn, left, copies_E, rank_EC, node_R, node_K, node_seen_N, stamp)
     unsettled = 0
     for k in range(len(copy_K)):
         expert, node = ids_TK[t, k], node_K[k]
@@ -130,12 +132,15 @@ def cover_token(  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True, inline="always")
 def _choose_nodes(  # type: ignore[no-untyped-def]
-    ids_TK, t, own, turn, left, copies_E, rank_EC, node_R, node_K, node_seen_N, stamp
+    ids_TK, t, chosen, own, turn, left, copies_E, rank_EC, node_R, node_K, node_seen_N, stamp
 ):
-    """Give each of the `left` experts without one a node: one visited by now, else the one that holds most of them."""
+    """Give each of the `left` experts without one a node: one visited by now, else the one that holds most of them.
+
+    chosen: experts of the token; node_K may have room for more.
+    """
     num_nodes = len(node_seen_N)
     while left > 0:
-        for k in range(len(node_K)):
+        for k in range(chosen):
             if node_K[k] >= 0:
                 continue
             nearest = num_nodes
@@ -152,7 +157,7 @@ def _choose_nodes(  # type: ignore[no-untyped-def]
         for step in range(num_nodes - 1):
             node = (own + 1 + (turn + step) % (num_nodes - 1)) % num_nodes
             holds = 0
-            for k in range(len(node_K)):
+            for k in range(chosen):
                 holds += node_K[k] < 0 and _first_on(node, ids_TK[t, k], copies_E, rank_EC, node_R) >= 0
             if holds > most:
                 best, most = node, holds

@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import importlib.util
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +26,10 @@ from grace_opt.trace import Trace
 from simulator.calibration.expert_tables import rows_of
 from simulator.calibration.experts import predict
 from simulator.calibration.tables import Table
+
+# Triton reads this when it is imported, which transformers does as well: its interpreter is asked for before any test is.
+if importlib.util.find_spec("triton") and not importlib.import_module("torch").cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 settings.register_profile("grace", deadline=None, max_examples=80)  # time decides no test: the first call compiles
 settings.load_profile("grace")

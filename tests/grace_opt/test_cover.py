@@ -124,3 +124,16 @@ def test_a_token_is_served_by_copies_of_its_own_experts(turn: int) -> None:
         for experts in ([0, 5, 2], [3, 1, 4], [5, 3, 1]):
             ranks = served(held, (2, 3), experts, home, turn)
             assert all(expert in held[rank] for expert, rank in zip(experts, ranks, strict=True))
+
+
+def test_scratch_may_be_longer_than_the_token_has_experts() -> None:
+    """Whatever it holds behind them: a batch's padded tokens have fewer experts than others."""
+    held = [[0], [1, 4], [2, 1, 3], [3, 2], [4]]
+    table = copy_table(Placement.from_lists([held], 5), (1,) * 5, 0)
+    for behind in (-1, 0, 3):
+        copy_K, node_K = np.empty(3, np.int64), np.full(6, behind)
+        cover_token(
+            np.array([[1, 2, 3, 4, 4, 4]]), 0, 0, 0, table.num_copies, table.rank, table.node_of_rank, table.entry,
+            node_K, np.full(5, -1), np.full(5, -1), 0, copy_K,
+        )  # fmt: skip
+        assert [int(table.rank[expert, copy]) for expert, copy in zip([1, 2, 3], copy_K, strict=True)] == [2, 2, 2]
