@@ -27,7 +27,7 @@ from simulator.calibration.expert_tables import rows_of
 from simulator.calibration.experts import predict
 from simulator.calibration.tables import Table
 
-# Triton reads this when it is imported, which transformers does as well: its interpreter is asked for before any test is.
+# Triton reads this when it is imported, which transformers does too: ask for its interpreter before any test imports.
 if importlib.util.find_spec("triton") and not importlib.import_module("torch").cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
