@@ -43,10 +43,11 @@ def summarize(rows: Iterable[Row]) -> list[Row]:
 
 
 def tau(plans: Sequence[Row]) -> float | None:
-    """Kendall's rank correlation of predicted and measured layer times; None for fewer than two plans."""
-    if len(plans) < 2:
+    """Kendall's rank correlation of predicted and measured layer times; None if no two differ in either."""
+    predicted, measured = ([row[key] for row in plans] for key in ("predicted_s", "measured_s"))
+    if len(set(predicted)) < 2 or len(set(measured)) < 2:
         return None
-    return float(kendalltau([row["predicted_s"] for row in plans], [row["measured_s"] for row in plans]).statistic)
+    return float(kendalltau(predicted, measured).statistic)
 
 
 def ordered_right(plans: Sequence[Row]) -> float | None:

@@ -22,6 +22,7 @@ from grace_opt.homes import Homes
 from grace_opt.model import MoEModel
 from grace_opt.plan import Plan
 from grace_opt.plan_file import read_plan, write_plan
+from grace_opt.planners.home_choice import dealt
 from grace_opt.problem import Problem
 from grace_opt.solution import Planner
 from grace_opt.split import Split
@@ -97,7 +98,7 @@ def validate(
     """
     folder = require_writable(output)
     excerpt, shown = excerpt_of(model, trace, layers)
-    given = _plans_from(plans, model, topology, excerpt)
+    given = _plans_from(plans, model, topology)
     if given:
         slots_per_rank = np.max([plan.placement.slots_used.max(axis=0) for plan in given.values()], axis=0).tolist()
     parts = problems(excerpt, topology, shown, split, homes, slots_per_rank)
@@ -106,18 +107,30 @@ def validate(
         raise ValueError(f"only={list(only)} must name planners of this command: {', '.join(planners)}")
     if slots_per_rank is None:
         parts = with_wanted_slots(parts, chosen.values())
+    ranks, held_out = topology.num_ranks, parts["held_out"]
+    work = {size: first_sequences(held_out.trace, ranks, size, batches) for size in tokens_per_rank}
     models = {cell: (_set(cost, *cell), _set(measured, *cell)) for cell in product(schemes, tokens_per_rank)}
-    work = {size: first_batches(parts["held_out"], homes, size, batches) for size in tokens_per_rank}
-    todo = given or {name: solve(planner, parts["fit"]).plan for name, planner in chosen.items()}
+    first = excerpt.first_moe_layer - model.first_moe_layer
+    todo = {name: plan.of_layers(range(first, first + excerpt.num_layers)) for name, plan in given.items()}
+    todo = todo or {name: solve(planner, parts["fit"]).plan for name, planner in chosen.items()}
+    living = {name: _homes_of(given.get(name, plan), trace if given else shown, homes) for name, plan in todo.items()}
     for name, plan in todo.items():
         write_plan(folder / "plans" / f"{name}.json", plan)
-    about = {**describe(parts["fit"], parts, cost, split, homes), "layers": list(excerpt.layer_ids), "batches": batches}
+    about = {
+        **describe(parts["fit"], parts, cost, split, homes),
+        "layers": list(excerpt.layer_ids),
+        "batches": batches,
+        "plans": dict(zip(given, plans, strict=True)),
+    }
     rows: list[Row] = []
     console = Console(stderr=True)
     cells = list(product(tokens_per_rank, todo.items(), schemes))
     for size, (name, plan), scheme in track(cells, "running", console=console, disable=not console.is_terminal):
         predicting, measuring = models[scheme, size]
-        ran = measuring.measure(work[size], plan)
+        problem = dataclasses.replace(held_out, trace=living[name](work[size], ranks))
+        ran = measuring.measure(problem, plan)
+        if plan.homes is not None and ran.problem is not problem:
+            warnings.warn(f"plan {name} has a rule for homes; its requests live elsewhere here", stacklevel=2)
         cell = {"planner": name, "scheme": scheme, "cluster": topology.name, "tokens_per_rank_asked": size}
         both = {**_predicted_timeline(predicting, ran.problem, plan), "measured": ran.timeline}
         drawn = figures and len(rows) < PICTURES
@@ -148,32 +161,47 @@ def excerpt_of(model: MoEModel, trace: Trace, layers: int | None) -> tuple[MoEMo
     return part, dataclasses.replace(trace, expert_ids=trace.expert_ids[first : first + layers])
 
 
-def first_batches(problem: Problem, homes: Homes, tokens_per_rank: int, batches: int) -> Problem:
-    """The problem on as few of its first sequences as fill so many batches of every rank."""
-    trace, wanted = problem.trace, tokens_per_rank * batches * problem.topology.num_ranks
+def first_sequences(trace: Trace, ranks: int, tokens_per_rank: int, batches: int) -> Trace:
+    """As few of the first sequences as fill so many batches of every rank, the last one cut; homes are yet to be
+    dealt."""
+    wanted = tokens_per_rank * batches * ranks
     if trace.num_tokens < wanted:
         raise ValueError(
-            f"{batches} batches of {tokens_per_rank} tokens on {problem.topology.num_ranks} ranks need {wanted} "
+            f"{batches} batches of {tokens_per_rank} tokens on {ranks} ranks need {wanted} "
             f"held-out tokens, the trace has {trace.num_tokens}: give smaller tokens_per_rank or batches"
         )
     enough = int(np.searchsorted(np.cumsum(trace.lengths), wanted)) + 1
     part = trace.select(np.arange(enough))
     excess = part.num_tokens - wanted
-    part = dataclasses.replace(part, stops=np.append(part.stops[:-1], part.stops[-1] - excess))
-    return dataclasses.replace(problem, trace=homes(part, problem.topology.num_ranks))
+    return dataclasses.replace(part, stops=np.append(part.stops[:-1], part.stops[-1] - excess))
 
 
-def _plans_from(paths: Sequence[str], model: MoEModel, topology: Topology, excerpt: MoEModel) -> dict[str, Plan]:
-    """Plans from files, cut to the layers of the excerpt."""
-    found = {}
+def _plans_from(paths: Sequence[str], model: MoEModel, topology: Topology) -> dict[str, Plan]:
+    """Plans from files, of all layers of the model, by planner: joint, joint_2, ... in the order of the files."""
+    found: dict[str, Plan] = {}
     for path in paths:
         plan = read_plan(path)
         plan.check(model, topology)
-        if plan.homes is not None:
-            warnings.warn(f"plan {path} has a rule for homes; it is replayed with those of `homes`", stacklevel=2)
-        first = excerpt.first_moe_layer - model.first_moe_layer
-        found[str(plan.provenance.get("planner", path))] = plan.of_layers(range(first, first + excerpt.num_layers))
+        name = str(plan.provenance.get("planner", Path(path).stem))
+        taken = sum(other == name or other.startswith(f"{name}_") for other in found)
+        found[f"{name}_{taken + 1}" if taken else name] = plan
     return found
+
+
+def _homes_of(plan: Plan, all_layers: Trace, homes: Homes) -> Homes:
+    """Those that the plan's own rule deals, by all layers it has; the given ones if it has no rule.
+
+    Args:
+        all_layers: trace with the choices of all layers of the plan.
+    """
+    if plan.homes is None:
+        return homes
+
+    def by_rule(trace: Trace, num_ranks: int) -> Trace:
+        whole = dataclasses.replace(trace, expert_ids=all_layers.expert_ids)
+        return dataclasses.replace(trace, homes=dealt(whole, plan).homes)
+
+    return by_rule
 
 
 def _set(model: Any, scheme: str, tokens_per_rank: int) -> Any:
@@ -205,6 +233,7 @@ def _row(predicted: LayerTime, ran: Measurement, plan: Plan) -> Row:
         "workload": ran.problem.trace.source if ran.also_s else f"{ran.problem.model.name} replayed",
         "split": "new_text" if ran.also_s else "held_out",
         "tokens_per_rank": predicted.tokens_per_rank,
+        "homes": "given" if plan.homes is None else "chosen",
         "slots": ran.problem.num_slots,
         "slots_used": float(plan.placement.slots_used.sum(axis=1).mean()),
     }

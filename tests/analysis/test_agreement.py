@@ -36,6 +36,11 @@ def test_tau_is_one_when_plans_are_ranked_alike_and_minus_one_when_reversed():
     assert tau([row("a", "", 3, 10), row("b", "", 2, 20), row("c", "", 1, 30)]) == pytest.approx(-1)
 
 
+def test_plans_that_are_predicted_alike_have_no_order():
+    assert tau([row("a", "", 1, 10), row("b", "", 1, 20)]) is None
+    assert tau([row("a", "", 1, 10), row("b", "", 2, 10)]) is None
+
+
 def test_pairs_too_close_to_be_told_apart_have_no_order():
     near, far = row("a", "", 2.0, 10.0), row("b", "", 1.0, 10.2)
     assert ordered_right([near, far]) is None  # 2 % apart
