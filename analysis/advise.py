@@ -18,12 +18,13 @@ from analysis.advice.domain_fade import Fade, domains_to_try, fade
 from analysis.advice.finding import Finding, finding
 from analysis.advice.judging import Judge
 from analysis.advice.ledger import Ledger
+from analysis.advice.recordings import described_recording, recordings_of
 from analysis.advice.serving import Serving
 from analysis.advice.text import print_advice
 from analysis.front_points import ctrl_c_counted
 from analysis.parts import problems
 from analysis.results import Row, describe, require_writable
-from analysis.whole_model import Passes
+from analysis.whole_model import PASSES, Passes
 from grace_opt.homes import Homes
 from grace_opt.load_history import LoadHistory
 from grace_opt.model import MoEModel
@@ -58,6 +59,7 @@ def advise(
     interval_seconds: float = 30.0,
     domains: int = 4,
     seed: int = 0,
+    decode_trace: str | None = None,
 ) -> list[Row]:
     """Try, judge, decide; write plans and result.json with the object `advice`, print it in plain sentences.
 
@@ -73,35 +75,40 @@ def advise(
         maps: orders of arrival, each with the homes it leads to and their mirror, on which candidates are compared.
         resamples, interval_seconds: of the bootstrap, at most, and in all.
         domains: how many to leave out, one after the other.
+        decode_trace: file of a recording of passes that generate, for which they are planned and on which they are
+            judged; None: the trace stands for both.
 
     Raises:
         ValueError: bad input, or not even the engine's default can be had.
     """
     serving = Serving.of(engine, all_to_all)
-    if isinstance(trace, LoadHistory):
-        raise ValueError(
-            f"advise tells times, which need token-level routing, but the trace holds counts only ({trace.source}): "
-            "record tokens, or take `grace-opt plan planner=eplb`, which plans and tells the balance from counts"
-        )
+    recordings = recordings_of(trace, decode_trace, plan_for)
     if cost.tokens_per_rank is not None:
         raise ValueError(
             f"cost.tokens_per_rank={cost.tokens_per_rank} is not used: set passes.prefill_tokens and decode_tokens"
         )
-    _check(planners, min_gain, maps, resamples, interval_seconds, domains, seed)
-    parts = problems(model, topology, trace, split, homes, serving.slots(model, topology, 0))
-    phases = phases_of(parts["fit"], passes, plan_for, generated_tokens)
-    workshop = Workshop(parts["fit"], serving, planners, phases, cost)
-    judge = Judge(parts["held_out"], homes, phases, cost, serving, maps, seed)
-    tries = redundancies(parts["fit"], serving, redundancy)
+    _check(min_gain, maps, resamples, interval_seconds, domains, seed)
+    _check_planners(planners, decode_trace is not None)
+    slots = serving.slots(model, topology, 0)
+    parts = problems(model, topology, recordings["prefill"], split, homes, slots)
+    parts_of = dict.fromkeys(PASSES, parts)
+    if decode_trace is not None:
+        parts_of["decode"] = problems(model, topology, recordings["decode"], split, homes, slots)
+    phases = phases_of(parts_of, passes, plan_for, generated_tokens)
+    workshop = Workshop(serving, planners, phases, cost)
+    judge = Judge(homes, phases, cost, serving, passes, maps, seed)
+    tries = redundancies(model, topology, serving, redundancy)
     folder = require_writable(output)
     about = {**describe(parts["fit"], parts, cost, split, homes), "engine": engine, "redundancy": tries}
+    if decode_trace is not None:
+        about["decode"] = described_recording(parts_of["decode"])
     with _watched() as (tell, check):
         ledger = Ledger(folder, about, workshop, judge, check)
         try:
             found = _find(ledger, workshop, judge, tries, tell, min_gain, resamples, interval_seconds)
             fades = _fades(workshop, judge, found, domains, tell, check) if found.pays else []
-            tell("pricing the whole model")
-            advice = finding(found, fades, ledger, judge, passes, trace, about, resamples)
+            tell("pricing resamples")
+            advice = finding(found, fades, ledger, judge, about, resamples)
         except KeyboardInterrupt:
             done = f"{len(ledger.candidates)} priced plans are in {folder}/result.json"
             raise KeyboardInterrupt(f"{done}, without an advice") from None
@@ -121,8 +128,9 @@ def _find(
     names = ["eplb", *workshop.planners]
     for redundancy in tries:
         for name in names:
-            tell(f"planning {name} with {redundancy} redundant experts per rank")
-            ledger.make(name, redundancy)
+            for goal in workshop.goals(name):
+                tell(f"planning {name} with {redundancy} redundant experts per rank")
+                ledger.make(name, redundancy, goal)
 
     def told(number: int, of: int) -> None:
         tell(f"pricing resamples: {number} of {of} of a plan")
@@ -161,8 +169,8 @@ def _fades(
     workshop: Workshop, judge: Judge, found: Finding, domains: int, tell: Tell, check: Callable[[], None]
 ) -> list[Fade]:
     fades = []
-    for domain in domains_to_try(workshop, judge, domains):
-        tell(f"planning without {judge.held_out.trace.domain_names[domain]}")
+    for domain in domains_to_try(workshop.phases, domains):
+        tell(f"planning without {domain}")
         try:
             fades.append(fade(workshop, judge, found.choice, found.default, domain, check))
         except ValueError:  # too little is left to plan on
@@ -170,9 +178,7 @@ def _fades(
     return fades
 
 
-def _check(
-    planners: dict[str, Planner], min_gain: float, maps: int, resamples: int, seconds: float, domains: int, seed: int
-) -> None:
+def _check(min_gain: float, maps: int, resamples: int, seconds: float, domains: int, seed: int) -> None:
     for name, value, least in (
         ("maps", maps, 1),
         ("resamples", resamples, 0),
@@ -185,16 +191,26 @@ def _check(
         raise ValueError(f"min_gain must be a share of the time, from 0 to below 1, got {min_gain}")
     if not 0 < seconds < float("inf"):
         raise ValueError(f"interval_seconds must be a positive number, got {seconds}")
+
+
+def _check_planners(planners: dict[str, Planner], several_recordings: bool) -> None:
     for name, planner in planners.items():
         if name in ("eplb", "linear"):
             raise ValueError(f"planners.{name}: the engine's default and its own EPLB are always tried, leave it out")
-        if isinstance(planner, Joint) and (planner.mix is not None or planner.homes != "given"):
+        if not isinstance(planner, Joint):
+            continue
+        if planner.mix is not None or planner.homes != "given":
             raise ValueError(
                 f"planners.{name}: mix follows from plan_for, and engines deal requests themselves: leave mix=null "
                 "and homes=given"
             )
-        if isinstance(planner, Joint) and (planner.policy != "cover" or planner.fill):
+        if planner.policy != "cover" or planner.fill:
             raise ValueError(f"planners.{name}: policy and fill follow from engine: leave policy=cover and fill=false")
+        if several_recordings and planner.robust != "none":
+            raise ValueError(
+                f"planners.{name}: robust={planner.robust} goes with one recording: leave robust=none, or "
+                "decode_trace=null"
+            )
 
 
 @contextmanager

@@ -54,14 +54,21 @@ def fitting(slots: int, model: MoEModel, topology: Topology) -> list[int] | int:
     return fits.tolist() if fits.sum() >= model.num_experts else slots
 
 
-def solve(planner: Planner, problem: Problem, watch: Callable[[Progress], None] | None = None) -> Solution:
+def solve(
+    planner: Planner,
+    problem: Problem,
+    watch: Callable[[Progress], None] | None = None,
+    recordings: Sequence[Trace] | None = None,
+) -> Solution:
     """The planner's solution with the seconds it took and, in the plan's provenance, the planner's options.
 
-    `watch` follows a planner that searches.
+    Args:
+        watch: follows a planner that searches.
+        recordings: traces for the sizes of its mix (see `Joint.search`).
     """
     start = time.perf_counter()
-    searches = watch is not None and hasattr(planner, "search")
-    solution = planner.search(problem, watch) if searches else planner(problem)  # type: ignore[attr-defined]
+    searches = (watch is not None or recordings is not None) and hasattr(planner, "search")
+    solution = planner.search(problem, watch, recordings) if searches else planner(problem)  # type: ignore[attr-defined]
     seconds = time.perf_counter() - start
     options: dict[str, Any] = dataclasses.asdict(planner) if dataclasses.is_dataclass(planner) else {}
     options.pop("cost", None)  # the cost model that a planner searches with is that of the run

@@ -19,6 +19,7 @@ from simulator.cluster import SimulatedCluster
 from simulator.overlap import batch_tokens, moe_layers_s, phase_times, require_overlap
 from simulator.whole_model import pass_time, slowest_backbone
 
+PASSES = ("prefill", "decode")
 Count = Callable[[float | None], Traffic]
 """Traffic of a plan on one part of a trace, in batches of so many tokens per rank; None for one batch."""
 
@@ -97,8 +98,10 @@ def price_overlapped(
     return {**row, **times, "idle_s": 2 * float(phases.idle_s.mean()), "tokens_per_rank": tokens, "overlap": overlap}
 
 
-def end_to_end(cost: CostModel, problem: Problem, count: Count, passes: Passes, overlap: str) -> list[Row]:
-    """One row for each pass, none (and a warning) if the model has no backbone.
+def end_to_end(
+    cost: CostModel, problem: Problem, count: Count, passes: Passes, overlap: str, names: Sequence[str] = PASSES
+) -> list[Row]:
+    """One row for each pass that is named, none (and a warning) if the model has no backbone.
 
     Seconds are means over batches, tokens a second those of all ranks.
 
@@ -115,9 +118,7 @@ def end_to_end(cost: CostModel, problem: Problem, count: Count, passes: Passes, 
         return []
     simulated, halves = _simulated(cost), 1 if overlap == "none" else 2
     sizes = {"prefill": passes.prefill_tokens, "decode": passes.decode_tokens}
-    phases = {
-        name: phase_times(simulated, problem, counted(problem, count, size, overlap)) for name, size in sizes.items()
-    }
+    phases = {name: phase_times(simulated, problem, counted(problem, count, sizes[name], overlap)) for name in names}
     fullest = {name: halves * float(of.tokens_of_rank.max(axis=1).mean()) for name, of in phases.items()}
     work = {name: passes.work(name, tokens, halves) for name, tokens in fullest.items()}
     around = _around(problem, work, passes.tables)

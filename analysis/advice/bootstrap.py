@@ -2,14 +2,15 @@
 
 A resample has as many sequences as the held-out part, dealt onto ranks as they come, so that its spread holds both
 which sequences a cluster happens to serve and where they happen to live. Every plan is counted and priced exactly on
-the same resamples; a gain is formed inside each, and the interval runs between percentiles (Efron, Tibshirani, An
+the same resamples (recordings of prefill and decode with as many sequences are drawn alike: they may be the same
+requests); a gain is formed inside each, and the interval runs between percentiles (Efron, Tibshirani, An
 Introduction to the Bootstrap, 1993, chapter 13). Largest loads do not add up over sequences, so nothing short of
 counting again is right for them; the number of resamples is what fits into the time.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from analysis.advice.candidates import Candidate
 from analysis.advice.judging import Judge
 from analysis.results import Row
+from grace_opt.trace import Trace
 
 LEVEL = 0.9
 FEWEST_SEQUENCES = 8
@@ -51,7 +53,7 @@ class Resamples:
     ) -> None:
         self._judge, self._tell, self._rows = judge, tell, dict[str, list[list[Row]]]()
         self.num = 0
-        if most and judge.held_out.trace.num_sequences >= FEWEST_SEQUENCES:
+        if most and judge.fewest_sequences >= FEWEST_SEQUENCES:
             self._row_of(first, 0)  # what is compiled at the first call is no measure
             began = time.perf_counter()
             self._row_of(first, 0)
@@ -71,27 +73,31 @@ class Resamples:
     def request_seconds(self, choice: Mapping[str, Candidate]) -> NDArray[np.float64]:
         """[resamples] seconds of a mean layer that a request takes, each phase with its own candidate."""
         total = np.zeros(self.num)
-        for index, phase in enumerate(self._judge.phases):
-            rows = self.rows(choice[phase.name])
-            total += phase.request_tokens * np.array([of[index]["layer_s_per_token"] for of in rows])
+        for phase in self._judge.phases:
+            total += phase.request_tokens * self.values(choice[phase.name], phase.name, "layer_s_per_token")
         return total
 
-    def phase_seconds(self, candidate: Candidate, phase: str) -> NDArray[np.float64]:
-        """[resamples] seconds a token in one phase."""
+    def values(self, candidate: Candidate, phase: str, field: str) -> NDArray[np.float64]:
+        """[resamples] a field of the rows of one phase."""
         index = [one.name for one in self._judge.phases].index(phase)
-        return np.array([of[index]["layer_s_per_token"] for of in self.rows(candidate)])
+        return np.array([of[index][field] for of in self.rows(candidate)])
 
     def spread(self, candidate: Candidate, phase: str, field: str) -> Interval | None:
-        """Interval of a field of the rows themselves."""
-        index = [one.name for one in self._judge.phases].index(phase)
-        return interval([of[index][field] for of in self.rows(candidate)])
+        """Interval of a field of the rows of one phase."""
+        return interval(self.values(candidate, phase, field))
+
+    def made(self, candidate: Candidate) -> bool:
+        """Whether a candidate was priced on the resamples already."""
+        return self.num > 0 and candidate.name in self._rows
 
     def _row_of(self, candidate: Candidate, number: int) -> list[Row]:
         judge = self._judge
-        trace = judge.held_out.trace
-        drawn = np.random.default_rng([judge.seed, number]).integers(trace.num_sequences, size=trace.num_sequences)
-        problem = replace(judge.held_out, trace=judge.dealt(trace.select(drawn)))
-        return [judge.row(candidate, phase, problem) for phase in judge.phases]
+
+        def drawn(trace: Trace) -> Trace:
+            size = trace.num_sequences
+            return trace.select(np.random.default_rng([judge.seed, number]).integers(size, size=size))
+
+        return judge.rows_on(candidate, judge.of_each(drawn))
 
 
 def interval(values: Sequence[float] | NDArray[np.float64]) -> Interval | None:

@@ -1,4 +1,8 @@
-"""What could be done: a planner at a redundancy, planned on the fit part, as the engine will run it."""
+"""What could be done: a planner at a redundancy, planned on the fit part, as the engine will run it.
+
+Where prefill and decode have a recording each, a planner that searches weighs both; any other knows no batches and
+plans for one of them at a time.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,10 +14,12 @@ from analysis.advice.demand import Phase
 from analysis.advice.serving import GatheringCost, Serving
 from analysis.parts import solve
 from grace_opt.batch_rates import PricesTraffic
+from grace_opt.model import MoEModel
 from grace_opt.planners.joint import Joint
 from grace_opt.problem import Problem
 from grace_opt.profile import expert_loads
 from grace_opt.solution import Planner, Solution
+from grace_opt.topology import Topology
 from simulator.cluster import SimulatedCluster
 
 MORE_EXPERTS = 1.25
@@ -55,11 +61,10 @@ class Workshop:
     """Where candidates are made.
 
     Attributes:
-        fit: the part to plan on.
         planners: those to try beside the engine's own.
+        phases: each with the part to plan on.
     """
 
-    fit: Problem
     serving: Serving
     planners: dict[str, Planner]
     phases: tuple[Phase, ...]
@@ -67,23 +72,36 @@ class Workshop:
 
     def default(self) -> Candidate:
         """The engine with no plan."""
-        return Candidate("linear", ALL, 0, Solution(self.serving.default(self._at(self.fit, 0))))
+        return Candidate("linear", ALL, 0, Solution(self.serving.default(self._at(self.phases[0].fit, 0))))
 
-    def make(self, planner: str, redundancy: int, goal: str = ALL, fit: Problem | None = None) -> Candidate:
+    def make(self, planner: str, redundancy: int, goal: str = ALL, phases: Sequence[Phase] | None = None) -> Candidate:
         """Plan for a goal.
 
         Args:
-            fit: another part to plan on.
+            phases: the same with other parts to plan on.
 
         Raises:
             ValueError: the planner cannot plan within the slots, or the engine cannot have the plan.
         """
-        problem = self._at(fit or self.fit, redundancy)
-        phases = [phase for phase in self.phases if goal in (ALL, phase.name)]
+        aims = [phase for phase in phases or self.phases if goal in (ALL, phase.name)]
+        problem = self._at(aims[0].fit, redundancy)
         own = self.serving.eplb(problem.model, problem.topology)
-        solution = solve(own if planner == "eplb" else self._aimed(self.planners[planner], phases), problem)
+        recordings = [phase.fit.trace for phase in aims] if self.recorded_apart and len(aims) > 1 else None
+        aimed = own if planner == "eplb" else self._aimed(self.planners[planner], aims)
+        solution = solve(aimed, problem, recordings=recordings)
         served = self.serving.served(solution.plan, expert_loads(problem.trace))
         return Candidate(planner, goal, redundancy, replace(solution, plan=served))
+
+    @property
+    def recorded_apart(self) -> bool:
+        """Whether phases have a recording each."""
+        return any(phase.fit is not self.phases[0].fit for phase in self.phases)
+
+    def goals(self, planner: str) -> list[str]:
+        """For which a planner plans first: for all phases, or one by one if it cannot weigh them."""
+        if self.recorded_apart and not self.searches(planner):
+            return [phase.name for phase in self.phases]
+        return [ALL]
 
     def searches(self, planner: str) -> bool:
         """Whether the planner's plan depends on the goal."""
@@ -105,13 +123,12 @@ class Workshop:
         return replace(planner, cost=cost, mix=mix if len(phases) > 1 else None)
 
 
-def redundancies(fit: Problem, serving: Serving, asked: Sequence[int] | None) -> list[int]:
+def redundancies(model: MoEModel, topology: Topology, serving: Serving, asked: Sequence[int] | None) -> list[int]:
     """Those to try, ascending: 0, 1, 2 and MORE_EXPERTS times the experts, as far as they fit; or those asked for.
 
     Raises:
         ValueError: what is asked for is no such list, or does not fit.
     """
-    model, topology = fit.model, fit.topology
     most = max(0, serving.most_redundancy(model, topology))
     if asked is None:
         least = int(np.max(serving.slots(model, topology, 0)))

@@ -62,10 +62,10 @@ class Comparison:
         sure = saved(self._resamples.request_seconds(now), self._resamples.request_seconds(then))
         return Gain(1 - self.seconds(then) / self.seconds(now), sure)
 
-    def phase_gain(self, now: Choice, then: Choice, phase: str) -> Gain:
-        """The same for one phase alone."""
-        before, after = (self._resamples.phase_seconds(choice[phase], phase) for choice in (now, then))
-        was, is_ = (self._of_phase(choice[phase], phase) for choice in (now, then))
+    def phase_gain(self, now: Choice, then: Choice, phase: str, field: str = "layer_s_per_token") -> Gain:
+        """The same for one phase alone, or the share saved of another field."""
+        before, after = (self._resamples.values(choice[phase], phase, field) for choice in (now, then))
+        was, is_ = (self._of_phase(choice[phase], phase, field) for choice in (now, then))
         return Gain(1 - is_ / was, saved(before, after))
 
     def best(self, candidates: Sequence[Candidate]) -> Candidate:
@@ -89,6 +89,6 @@ class Comparison:
                 return redundancy
         raise AssertionError("nothing has more than the largest")
 
-    def _of_phase(self, candidate: Candidate, phase: str) -> float:
+    def _of_phase(self, candidate: Candidate, phase: str, field: str = "layer_s_per_token") -> float:
         index = [one.name for one in self.phases].index(phase)
-        return float(self.rows[candidate.name][index]["layer_s_per_token"])
+        return float(self.rows[candidate.name][index][field])

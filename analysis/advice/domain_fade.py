@@ -5,15 +5,18 @@ held-out sequences of d, against the engine's default. These are repeated up to 
 in smaller ones start-ups hide what a plan saves.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.advice.candidates import Candidate, Workshop
+from analysis.advice.demand import Phase
 from analysis.advice.judging import Judge, request_seconds
 from analysis.results import Row
+from grace_opt.problem import Problem
+from grace_opt.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,20 @@ class Fade:
     unseen: float
 
 
-def domains_to_try(workshop: Workshop, judge: Judge, most: int) -> list[int]:
-    """Numbers of the domains that can be left out and judged: those with most held-out tokens."""
-    fit, held_out = workshop.fit.trace, judge.held_out.trace
-    if len(np.unique(fit.domains)) < 2:
+def domains_to_try(phases: Sequence[Phase], most: int) -> list[str]:
+    """The domains that can be left out and judged in every phase: those with most held-out tokens."""
+    held_out = [tokens_of_domains(phase.held_out.trace) for phase in phases]
+    fit = [tokens_of_domains(phase.fit.trace) for phase in phases]
+    if min(map(len, fit)) < 2:
         return []
-    tokens_D = np.bincount(held_out.domains, held_out.lengths, len(held_out.domain_names))
-    both = np.intersect1d(fit.domains, held_out.domains)
-    return sorted(both.tolist(), key=lambda domain: (-tokens_D[domain], domain))[:most]
+    everywhere = [name for name in held_out[0] if all(name in of for of in (*held_out, *fit))]
+    return sorted(everywhere, key=lambda name: -sum(of[name] for of in held_out))[:most]
+
+
+def tokens_of_domains(trace: Trace) -> dict[str, int]:
+    """Tokens of each domain of which there are any, in the order of their numbers."""
+    tokens_D = np.bincount(trace.domains, trace.lengths, len(trace.domain_names))
+    return {name: int(tokens) for name, tokens in zip(trace.domain_names, tokens_D, strict=True) if tokens}
 
 
 def fade(
@@ -47,7 +56,7 @@ def fade(
     judge: Judge,
     choice: Mapping[str, Candidate],
     default: Candidate,
-    domain: int,
+    domain: str,
     check: Callable[[], None],
 ) -> Fade:
     """The gain of a choice (a candidate for each phase) with and without a domain in the fit.
@@ -58,17 +67,17 @@ def fade(
     Raises:
         ValueError: the planner cannot plan without the domain.
     """
-    fit = workshop.fit
-    others = replace(fit, trace=judge.dealt(fit.trace.select(np.flatnonzero(fit.trace.domains != domain))))
+    others = _without(workshop.phases, domain, judge.dealt)
     without: dict[str, Candidate] = {}
     for candidate in choice.values():
         if candidate.name not in without:
             made = workshop.make(candidate.planner, candidate.redundancy, candidate.goal, others)
             without[candidate.name] = made
             check()
-    trace = judge.held_out.trace
-    sequences = np.flatnonzero(trace.domains == domain)
-    there = judge.of(_up_to_a_batch(judge, sequences))
+    parts = judge.of_each(lambda trace: trace.select(_up_to_a_batch(judge, trace, sequences_of(trace, domain))))
+    there = replace(
+        judge, phases=tuple(replace(of, held_out=part) for of, part in zip(judge.phases, parts, strict=True))
+    )
     seconds = {
         name: _request_seconds(there, of)
         for name, of in (
@@ -78,12 +87,27 @@ def fade(
         )
     }
     seen, unseen = (1 - seconds[name] / seconds["default"] for name in ("seen", "unseen"))
-    return Fade(trace.domain_names[domain], len(sequences), seen, unseen)
+    held_out = max(len(sequences_of(phase.held_out.trace, domain)) for phase in judge.phases)
+    return Fade(domain, held_out, seen, unseen)
 
 
-def _up_to_a_batch(judge: Judge, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
+def sequences_of(trace: Trace, domain: str) -> NDArray[np.int64]:
+    """Numbers of the sequences of a domain."""
+    return np.flatnonzero(np.asarray(trace.domain_names)[trace.domains] == domain)
+
+
+def _without(phases: Sequence[Phase], domain: str, dealt: Callable[[Trace], Trace]) -> list[Phase]:
+    """The phases with fit parts that lack a domain."""
+    made: dict[int, Problem] = {}
+    for fit in {id(phase.fit): phase.fit for phase in phases}.values():
+        others = np.setdiff1d(np.arange(fit.trace.num_sequences), sequences_of(fit.trace, domain))
+        made[id(fit)] = replace(fit, trace=dealt(fit.trace.select(others)))
+    return [replace(phase, fit=made[id(phase.fit)]) for phase in phases]
+
+
+def _up_to_a_batch(judge: Judge, trace: Trace, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
     """The sequences, repeated until they fill the largest batch that all held-out ones fill together."""
-    trace, ranks = judge.held_out.trace, judge.held_out.topology.num_ranks
+    ranks = judge.topology.num_ranks
     wanted = min(max(phase.tokens_per_rank for phase in judge.phases) * ranks, trace.num_tokens)
     return np.tile(sequences, -(-wanted // int(trace.lengths[sequences].sum())))
 

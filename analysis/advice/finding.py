@@ -12,10 +12,7 @@ from analysis.advice.domain_fade import Fade
 from analysis.advice.engine_terms import field_of
 from analysis.advice.judging import Judge
 from analysis.advice.ledger import Ledger
-from analysis.whole_model import Passes
-from grace_opt.trace import Trace
-
-TERMS = ("layer_time_s", "destination_ranks_per_token", "cross_node_bytes_per_token", "load_max_over_mean")
+from analysis.advice.phase_terms import phase_terms, plain
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,29 +73,14 @@ class Finding:
 
 
 def finding(
-    found: Finding, fades: Sequence[Fade], ledger: Ledger, judge: Judge, passes: Passes, trace: Trace,
-    about: dict[str, Any], resamples: int,
-) -> dict[str, Any]:  # fmt: skip
+    found: Finding, fades: Sequence[Fade], ledger: Ledger, judge: Judge, about: dict[str, Any], resamples: int
+) -> dict[str, Any]:
     """The advice, of plain values only."""
     serving, phases, comparison = judge.serving, judge.phases, found.comparison
-    most = max(candidate.redundancy for candidate in found.choice.values())
-    eplb = next((one for one in ledger.candidates if (one.planner, one.redundancy) == ("eplb", most)), None)
+    eplb = _eplb(found, ledger)
     over_eplb = None
-    if eplb is not None and any(one is not eplb for one in found.choice.values()):
-        over_eplb = comparison.gain(comparison.shared(eplb), found.choice)
-    default = comparison.shared(found.default)
-    plans = {
-        phase: {
-            "plan": str(ledger.path(one)),
-            "planner": one.planner,
-            "goal": one.goal,
-            "redundancy": one.redundancy,
-            "slots": one.num_slots,
-            **_gain(comparison.phase_gain(default, found.choice, phase)),
-        }
-        for phase, one in found.choice.items()
-    }
-    rows = [row for rows in ledger.rows.values() for row in rows]
+    if eplb is not None and any(one is not eplb[phase] for phase, one in found.choice.items()):
+        over_eplb = comparison.gain(eplb, found.choice)
     stopped = any(one.solution.status == "feasible" for one in ledger.candidates)
     return {
         "verdict": "use" if found.pays else "leave",
@@ -110,44 +92,55 @@ def finding(
         "request": {phase.name: phase.request_tokens for phase in phases},
         "min_gain": found.min_gain,
         "tried": len(ledger.candidates) - 1,
-        "plans": plans,
-        "gain": {**_gain(found.gain), **_how_sure(found, judge, resamples)},
-        "gain_over_eplb": None if over_eplb is None else _gain(over_eplb),
+        "plans": _plans(found, ledger),
+        "gain": {**plain(found.gain), **_how_sure(found, judge, resamples)},
+        "gain_over_eplb": None if over_eplb is None else plain(over_eplb),
         "beats_eplb": over_eplb is not None and over_eplb.pays(found.min_gain),
         "separate": {
             "advised": found.separate,
             "same": found.apart is not None and found.same,
-            "gain": None if found.apart is None else _gain(found.apart),
+            "gain": None if found.apart is None else plain(found.apart),
         },
         "redundancy": _redundancy(found, judge),
         "balance_field": field_of(serving.engine),
-        "terms": _terms(found, eplb, ledger, judge, passes),
+        "terms": phase_terms(comparison, found.resamples, found.default, eplb, found.choice, serving.engine),
         "domain_shift": [
             {"domain": one.domain, "sequences": one.sequences, "seen": one.seen, "unseen": one.unseen} for one in fades
         ],
-        "not_considered": not_considered(
-            trace,
-            judge.held_out.model,
-            about,
-            rows,
-            phases,
-            fades,
-            len(ledger.candidates) - 1,
-            stopped,
-            serving.all_to_all,
-        ),
+        "not_considered": not_considered(phases, about, ledger, fades, stopped, serving.all_to_all),
         "notes": _notes(found, judge),
         "next": _next(found, ledger, judge),
     }
 
 
-def _gain(gain: Gain) -> dict[str, float | None]:
-    sure = gain.sure
-    return {"mean": gain.mean, "low": None if sure is None else sure.low, "high": None if sure is None else sure.high}
+def _eplb(found: Finding, ledger: Ledger) -> Choice | None:
+    """The engine's own balancer in the memory of the choice: for each phase apart where the choice is, else its plan
+    that suits all phases best."""
+    most = max(candidate.redundancy for candidate in found.choice.values())
+    own = [one for one in ledger.candidates if (one.planner, one.redundancy) == ("eplb", most)]
+    if not own:
+        return None
+    comparison = found.comparison
+    return comparison.best_for_each_phase(own) if found.separate else comparison.shared(comparison.best(own))
+
+
+def _plans(found: Finding, ledger: Ledger) -> dict[str, dict[str, Any]]:
+    default = found.comparison.shared(found.default)
+    return {
+        phase: {
+            "plan": str(ledger.path(one)),
+            "planner": one.planner,
+            "goal": one.goal,
+            "redundancy": one.redundancy,
+            "slots": one.num_slots,
+            **plain(found.comparison.phase_gain(default, found.choice, phase)),
+        }
+        for phase, one in found.choice.items()
+    }
 
 
 def _how_sure(found: Finding, judge: Judge, asked: int) -> dict[str, Any]:
-    sequences = judge.held_out.trace.num_sequences
+    sequences = judge.fewest_sequences
     why = None
     if not found.resamples.num:
         why = f"{sequences} held-out sequences are fewer than {FEWEST_SEQUENCES}" if asked else "resamples=0"
@@ -164,14 +157,14 @@ def _why(found: Finding, judge: Judge) -> str:
         text = f"What the best plan saves is not surely more than {found.min_gain:.1%} (min_gain)."
     if not serving.all_to_all:
         text += " Every rank gets all tokens, so a placement changes no traffic, only load."
-    elif judge.held_out.topology.num_nodes == 1:
+    elif judge.topology.num_nodes == 1:
         loads = [float(row["load_max_over_mean"]) for row in found.comparison.rows[found.default.name]]
         text += f" All rows stay inside one node, and the busiest rank has {max(loads):.2f} times the mean load."
     return text
 
 
 def _redundancy(found: Finding, judge: Judge) -> dict[str, Any]:
-    comparison, model, topology = found.comparison, judge.held_out.model, judge.held_out.topology
+    comparison, model, topology = found.comparison, judge.model, judge.topology
     default = comparison.shared(found.default)
     chosen = max(one.redundancy for one in found.choice.values())
     slots = max(one.num_slots for one in found.choice.values())
@@ -188,42 +181,12 @@ def _redundancy(found: Finding, judge: Judge) -> dict[str, Any]:
         "curve": [
             {
                 "per_rank": redundancy, "planner": one.planner,
-                **{("gain" if key == "mean" else key): value for key, value in _gain(
+                **{("gain" if key == "mean" else key): value for key, value in plain(
                     comparison.gain(default, comparison.shared(one))).items()},
             }
             for redundancy, one in sorted(found.best.items())
         ],
     }  # fmt: skip
-
-
-def _terms(
-    found: Finding, eplb: Candidate | None, ledger: Ledger, judge: Judge, passes: Passes
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """phase -> default, eplb, advised -> figures."""
-    fields = (*TERMS, "load_mean_over_max", "load_sum_of_means_over_sum_of_maxima", "load_excess_over_mean")
-    steps: dict[str, dict[str, float]] = {}
-    terms: dict[str, dict[str, dict[str, Any]]] = {}
-    for index, phase in enumerate(judge.phases):
-        shown = {"default": found.default, "eplb": eplb, "advised": found.choice[phase.name]}
-        terms[phase.name] = {}
-        for name, one in shown.items():
-            if one is None or (name == "eplb" and one is shown["advised"]):
-                continue
-            if one.name not in steps:
-                steps[one.name] = judge.whole_model(one, passes)
-            row = ledger.rows[one.name][index]
-            whole = {"step_s": steps[one.name].get(phase.name)}
-            spreads = {}
-            if name == "advised" and found.resamples.num:
-                for field in (
-                    "destination_ranks_per_token",
-                    "cross_node_bytes_per_token",
-                    field_of(judge.serving.engine),
-                ):
-                    sure = found.resamples.spread(one, phase.name, field)
-                    spreads[f"{field}_interval"] = None if sure is None else [sure.low, sure.high]
-            terms[phase.name][name] = {**{field: float(row[field]) for field in fields}, **whole, **spreads}
-    return terms
 
 
 def _notes(found: Finding, judge: Judge) -> list[str]:
@@ -240,7 +203,7 @@ def _next(found: Finding, ledger: Ledger, judge: Judge) -> list[str]:
     paths = list(dict.fromkeys(str(ledger.path(one)) for one in found.choice.values()))
     engine = judge.serving.engine
     if judge.serving.module is None:
-        ranks = judge.held_out.topology.num_ranks
+        ranks = judge.topology.num_ranks
         return [f"torchrun --nproc-per-node {ranks} -m runtime generate plan={path} checkpoint=FILE" for path in paths]
     several = len(paths) > 1
     return [

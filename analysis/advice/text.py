@@ -19,7 +19,7 @@ def print_advice(advice: Advice) -> None:
         out.print(line, highlight=False, markup=False)
     out.print(_table(advice))
     sentences = [_redundancy(advice), _separate(advice), _domains(advice)]
-    for line in ("", *(line for line in sentences if line)):
+    for line in ("", *(line for line in (_whole_model(advice), *sentences) if line)):
         out.print(line, highlight=False, markup=False)
     for title, lines in (("Not considered:", advice["not_considered"]), ("Know:", advice["notes"])):
         if lines:
@@ -48,11 +48,18 @@ def _asked(advice: Advice) -> str:
     about = advice["asked"]
     kind = "SYNTHETIC trace" if about["synthetic"] else "recording"
     gathers = "" if advice["all_to_all"] else ", which gathers all tokens on every rank"
-    return (
-        f"{about['model']} on {about['topology']} with {advice['engine_name']}{gathers}\n"
-        f"{kind}: {about['trace']}; planned on {about['sequences']['fit']} sequences, judged on "
-        f"{about['sequences']['held_out']} others"
-    )
+    lines = [
+        f"{about['model']} on {about['topology']} with {advice['engine_name']}{gathers}",
+        f"{kind}: {_recording(about)}",
+    ]
+    if "decode" in about:
+        lines.append(f"decode: {_recording(about['decode'])}")
+    return "\n".join(lines)
+
+
+def _recording(about: Mapping[str, Any]) -> str:
+    sequences = about["sequences"]
+    return f"{about['trace']}; planned on {sequences['fit']} sequences, judged on {sequences['held_out']} others"
 
 
 def _headline(advice: Advice) -> list[str]:
@@ -127,6 +134,13 @@ def _table(advice: Advice) -> Table:
         if any(values):
             table.add_row(title, *("" if value is None else text.format(value * unit) for value in values))
     return table
+
+
+def _whole_model(advice: Advice) -> str:
+    """What is saved with all that surrounds the experts."""
+    gains = {phase: terms["advised"].get("step_gain") for phase, terms in advice["terms"].items()}
+    told = [f"{TIME_TO[phase]} {between(gain)}" for phase, gain in gains.items() if gain is not None]
+    return f"Of the whole model's time it saves: {', '.join(told)}." if told else ""
 
 
 def _redundancy(advice: Advice) -> str:

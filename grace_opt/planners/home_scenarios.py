@@ -26,8 +26,13 @@ Scenario = tuple[Trace, int | None]
 
 
 class _Batch(NamedTuple):
-    """Tokens of a whole batch, home and turn of each; places [sampled] of those that are sampled, in order."""
+    """Tokens of a whole batch, home and turn of each; places [sampled] of those that are sampled, in order.
 
+    Attributes:
+        expert_ids: [L, T, K] of the trace they are tokens of.
+    """
+
+    expert_ids: NDArray[np.unsignedinteger]
     token: NDArray[np.int64]
     home: NDArray[np.int64]
     turn: NDArray[np.int64]
@@ -75,22 +80,23 @@ class ScenarioSampler:
             chosen = int(random.integers(len(tokens_BR)))
             token, home, turn = _tokens_of(segments[segments[:, 3] == chosen])
             sampled = np.sort(random.permutation(len(token))[: max(1, tokens_per_batch)])
-            self._batches.append(_Batch(token, home, turn, sampled))
+            self._batches.append(_Batch(trace.expert_ids, token, home, turn, sampled))
 
     def of_layer(self, layer: int, batches: Sequence[int] | None = None) -> Sample:
         """The sample with one layer's choices; of these batches, in this order, or of all."""
         chosen = self._batches if batches is None else [self._batches[batch] for batch in batches]
-        token, home, turn = (np.concatenate([batch[part][batch.sampled] for batch in chosen]) for part in (0, 1, 2))
+        ids_TK = np.concatenate([batch.expert_ids[layer][batch.token[batch.sampled]] for batch in chosen])
+        home = np.concatenate([batch.home[batch.sampled] for batch in chosen])
+        turn = np.concatenate([batch.turn[batch.sampled] for batch in chosen])
         number = np.repeat(np.arange(len(chosen)), [len(batch.sampled) for batch in chosen])
         weight = np.array([len(batch.token) / len(batch.sampled) for batch in chosen])
-        ids_TK = np.asarray(self._problem.trace.expert_ids[layer])
-        turns_TK = None if self._policy == "cover" else np.concatenate([self._turns(ids_TK, batch) for batch in chosen])
+        turns_TK = None if self._policy == "cover" else np.concatenate([self._turns(layer, batch) for batch in chosen])
         num_experts = self._problem.model.num_experts
-        return sample_of(ids_TK[token], home, turn, number, weight, num_experts, self._policy, turns_TK)
+        return sample_of(ids_TK, home, turn, number, weight, num_experts, self._policy, turns_TK)
 
-    def _turns(self, ids_TK: NDArray[np.integer], batch: _Batch) -> NDArray[np.int64]:
+    def _turns(self, layer: int, batch: _Batch) -> NDArray[np.int64]:
         """[sampled, K] turns of experts, of which those of the whole batch that are not sampled take theirs too."""
-        whole_TK, topology = ids_TK[batch.token].astype(np.int64), self._problem.topology
+        whole_TK, topology = batch.expert_ids[layer][batch.token].astype(np.int64), self._problem.topology
         turns_TK = turns_of_experts(whole_TK, batch.home, topology.num_ranks, self._problem.model.num_experts)
         return np.asarray(turns_TK[batch.sampled])
 

@@ -36,6 +36,7 @@ from grace_opt.planners.joint_starts import plan_of_linear, slots_of, starts_of,
 from grace_opt.planners.workload import ROBUST, Workload, require_mix
 from grace_opt.problem import Problem
 from grace_opt.solution import Solution
+from grace_opt.trace import Trace
 
 SEARCH_SEED, CHOICE_SEED = 1000, 2000
 """First seeds of the home maps: those a plan is judged on elsewhere are others."""
@@ -115,11 +116,20 @@ class Joint:
     def __call__(self, problem: Problem) -> Solution:
         return self.search(problem)
 
-    def search(self, problem: Problem, watch: Callable[[Progress], None] | None = None) -> Solution:
-        """Plan; `watch` follows stages and layers, and may end the search by raising `Enough`."""
+    def search(
+        self,
+        problem: Problem,
+        watch: Callable[[Progress], None] | None = None,
+        recordings: Sequence[Trace] | None = None,
+    ) -> Solution:
+        """Plan; `watch` follows stages and layers, and may end the search by raising `Enough`.
+
+        Args:
+            recordings: a trace with homes for each size of the mix, if each has its own; starts see the problem's.
+        """
         self._require_room(problem)
         layers, tell = problem.model.num_layers, watch or (lambda _: None)
-        workload = Workload.of(problem, self.cost, self.mix, self.robust)
+        workload = Workload.of(problem, self.cost, self.mix, self.robust, recordings)
         try:
             tell(Progress("compiling", 0, layers))
             warm_up(problem, self.cost, self.homes, self.policy)

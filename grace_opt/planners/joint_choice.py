@@ -35,14 +35,14 @@ def layer_seconds(problem: Problem, cost: PricesTraffic, policy: str, layer: int
 
 def best_of_each_layer(
     workload: Workload,
-    maps: Sequence[Sequence[Trace]],
+    maps: Sequence[Sequence[Sequence[Trace]]],
     candidates: Sequence[NDArray[np.int64]],
     policy: str = "cover",
 ) -> tuple[Plan, float]:
     """The plan that takes for each layer the candidate [L, R, S] that is best under a policy, and its objective.
 
     Args:
-        maps: [domain] traces with homes to compare on.
+        maps: [domain][size] traces with homes to compare on.
     """
     problem = workload.problem
     seconds_CDL = np.stack([workload.seconds(plan_of_slots(slots, problem, policy), maps) for slots in candidates])

@@ -71,13 +71,13 @@ def warm_up(problem: Problem, cost: PricesTraffic, homes: str, policy: str) -> N
     workload = Workload.of(tiny, cost, None, "none")
     starts = starts_of(tiny)
     candidates = [slots_of(plan, tiny) for plan in starts.values()]
-    maps = workload.home_maps(1, 0)[0]
-    sample = ScenarioSampler(tiny, [(maps[0], cost.tokens_per_rank)], 1, 0, policy).of_layer(0)
+    maps = workload.home_maps(1, 0)
+    sample = ScenarioSampler(tiny, [(maps[0][0][0], cost.tokens_per_rank)], 1, 0, policy).of_layer(0)
     rates = rates_of(workload.mean_rates(), tiny.topology)
     LocalSearch(candidates[0][0], tiny.slots_per_rank, tiny.model.num_experts, sample, rates, 0).run(0, 0.0, 0.0)
-    plan, _ = best_of_each_layer(workload, [maps], candidates, policy)
+    plan, _ = best_of_each_layer(workload, maps, candidates, policy)
     for start in starts.values():  # their own routing is counted by other code
-        workload.seconds(start, [maps[:1]])
+        workload.seconds(start, [[maps[0][0][:1]]])
     if homes == "chosen":
         with_best_rule(tiny, cost, plan, workload.rates[0], None, arrivals(tiny.trace, 1, 0))
 

@@ -55,6 +55,7 @@ class Workload:
         rates: of each size (see `grace_opt.batch_rates`).
         domains: traces, homes yet to be dealt, whose times are told apart; the problem's own alone if none are.
         worst: the worst domain's time counts, else the mean over domains.
+        recordings: a trace of each size; None: batches of all sizes are of the domain's.
     """
 
     problem: Problem
@@ -63,27 +64,32 @@ class Workload:
     rates: tuple[BatchRates, ...]
     domains: tuple[Trace, ...]
     worst: bool
+    recordings: tuple[Trace, ...] | None = None
 
     @classmethod
     def of(
-        cls, problem: Problem, cost: PricesTraffic, mix: Sequence[Mapping[str, float]] | None, robust: str
-    ) -> "Workload":
+        cls, problem: Problem, cost: PricesTraffic, mix: Sequence[Mapping[str, float]] | None, robust: str,
+        recordings: Sequence[Trace] | None = None,
+    ) -> "Workload":  # fmt: skip
         """That of a problem.
 
         Args:
             mix: {tokens_per_rank, share} of each size, as `require_mix` allows; None: the size that the cost prices.
             robust: one of ROBUST.
+            recordings: a trace with homes for each part of the mix, whose batches are of it; None: the problem's.
 
         Raises:
-            ValueError: robust, but the trace has one domain only.
+            ValueError: robust, but the trace has one domain only; or recordings that do not go with mix and robust.
         """
+        own = None if recordings is None else _of_mix(recordings, mix, robust)
         parts = [part for part in mix or () if part["share"] > 0]
         sizes = [int(part["tokens_per_rank"]) for part in parts] if mix else [cost.tokens_per_rank]
         shares = np.array([part["share"] for part in parts] if mix else [1.0])
         costs = tuple(AtSize(cost, size) for size in sizes)
         domains = (problem.trace,) if robust == "none" else _domains(problem, sizes, robust)
-        rates = tuple(batch_rates(problem, cost) for cost in costs)
-        return cls(problem, costs, tuple((shares / shares.sum()).tolist()), rates, domains, robust == "worst")
+        each = [problem] * len(costs) if own is None else [replace(problem, trace=trace) for trace in own]
+        rates = tuple(batch_rates(one, cost) for one, cost in zip(each, costs, strict=True))
+        return cls(problem, costs, tuple((shares / shares.sum()).tolist()), rates, domains, robust == "worst", own)
 
     def mean_rates(self) -> BatchRates:
         """One set of rates for batches of all sizes: seconds of the mean row; the experts' table of the largest."""
@@ -110,21 +116,32 @@ class Workload:
         counts = batches_by_share(self.shares, num_batches)
         sizes = [cost.tokens_per_rank for cost, count in zip(self.costs, counts, strict=True) for _ in range(count)]
         result = []
-        for trace in self.domains:
-            maps = home_maps(trace, self.problem.topology, -(-len(sizes) * num_draws // 2), first_seed)
-            numbers = np.arange(len(sizes) * num_draws).reshape(num_draws, -1) % len(maps)
-            result.append([[(maps[m], size) for m, size in zip(draw, sizes, strict=True)] for draw in numbers])
+        for maps_S in self.home_maps(-(-len(sizes) * num_draws // 2), first_seed):
+            maps_of_batch = [maps for maps, count in zip(maps_S, counts, strict=True) for _ in range(count)]
+            numbers = np.arange(len(sizes) * num_draws).reshape(num_draws, -1) % len(maps_S[0])
+            result.append(
+                [
+                    [(maps[m], size) for m, maps, size in zip(draw, maps_of_batch, sizes, strict=True)]
+                    for draw in numbers
+                ]
+            )
         return result
 
-    def home_maps(self, num_maps: int, first_seed: int) -> list[list[Trace]]:
-        """[domain] its trace under seeded random homes and their mirrors."""
-        return [home_maps(trace, self.problem.topology, num_maps, first_seed) for trace in self.domains]
+    def home_maps(self, num_maps: int, first_seed: int) -> list[list[list[Trace]]]:
+        """[domain][size] its trace under seeded random homes and their mirrors."""
 
-    def seconds(self, plan: Plan, maps_of_domain: Sequence[Sequence[Trace]]) -> NDArray[np.float64]:
+        def of(trace: Trace) -> list[Trace]:
+            return home_maps(trace, self.problem.topology, num_maps, first_seed)
+
+        if self.recordings is not None:
+            return [[of(trace) for trace in self.recordings]]
+        return [[of(trace)] * len(self.costs) for trace in self.domains]
+
+    def seconds(self, plan: Plan, maps_of_domain: Sequence[Sequence[Sequence[Trace]]]) -> NDArray[np.float64]:
         """[D, L] exact time of each layer for each domain: mean over home maps and, by their shares, over sizes."""
         seconds_DL = np.zeros((len(self.domains), self.problem.model.num_layers))
-        for domain, maps in enumerate(maps_of_domain):
-            for cost, share, rates in zip(self.costs, self.shares, self.rates, strict=True):
+        for domain, maps_S in enumerate(maps_of_domain):
+            for cost, share, rates, maps in zip(self.costs, self.shares, self.rates, maps_S, strict=True):
                 times = []
                 for trace in maps:
                     time = cost.price(replace(self.problem, trace=trace), traffic(trace, plan, cost.tokens_per_rank))
@@ -155,6 +172,13 @@ def require_mix(mix: Sequence[Mapping[str, float]] | None) -> None:
     sizes = [part["tokens_per_rank"] for part in mix]
     if not sum(part["share"] for part in mix) > 0 or len(set(sizes)) < len(sizes):
         raise ValueError("joint: mix must name every size once, one at least with a share above 0; null for no mix")
+
+
+def _of_mix(recordings: Sequence[Trace], mix: Sequence[Mapping[str, float]] | None, robust: str) -> tuple[Trace, ...]:
+    """Those of the parts of a mix that have a share."""
+    if robust != "none" or mix is None or len(mix) != len(recordings):
+        raise ValueError("joint: recordings need a mix with a part for each of them, and robust=none")
+    return tuple(trace for trace, part in zip(recordings, mix, strict=True) if part["share"] > 0)
 
 
 def batches_by_share(shares: Sequence[float], num_batches: int) -> list[int]:

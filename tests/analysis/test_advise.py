@@ -12,6 +12,7 @@ import pytest
 
 from analysis.advise import advise
 from analysis.whole_model import Passes
+from grace_opt.backbone import Backbone
 from grace_opt.configuration import read_configuration, run
 from grace_opt.engines.export import export
 from grace_opt.gpu import GPU
@@ -23,6 +24,7 @@ from grace_opt.planners.joint import Joint
 from grace_opt.problem import Problem
 from grace_opt.split import Alternate
 from grace_opt.topology import Topology
+from grace_opt.trace_file import write_trace
 from simulator.cluster import SimulatedCluster
 
 COST = SimulatedCluster()
@@ -46,6 +48,7 @@ def ask(tmp_path: Path, model: MoEModel, make_trace: Callable) -> Callable[..., 
     def asked(tokens: Any, lengths: list[int], topology: Topology, **changes: Any) -> dict[str, Any]:
         tokens = np.array(tokens, np.uint8)
         given = {"top_k": tokens.shape[1], "num_experts": changes.pop("num_experts", 4)}
+        given["backbone"] = changes.pop("backbone", None)
         fields = {name: changes.pop(name) for name in ("domains_of", "domain_names") if name in changes}
         if "domains_of" in fields:
             fields["domains"] = fields.pop("domains_of")
@@ -67,7 +70,6 @@ def alike(num: int, times: int = 4) -> tuple[list[list[int]], list[int]]:
     return PAIRS * times * num, [2 * times] * num
 
 
-@pytest.mark.filterwarnings("ignore:model toy has no backbone")
 def test_two_cliques_that_the_default_parts_are_worth_a_placement_of_half_the_time(ask, capsys):
     """By default every token crosses (a row out and one back); with a clique a node, half of them do. Only rows between
     nodes take time, and every home has as many tokens of each clique. All sequences are alike: nothing varies."""
@@ -93,7 +95,6 @@ def test_two_cliques_that_the_default_parts_are_worth_a_placement_of_half_the_ti
     assert sorted(map(sorted, sides)) == PAIRS
 
 
-@pytest.mark.filterwarnings("ignore:model toy has no backbone")
 def test_an_engine_that_gathers_all_tokens_is_left_as_it_is(ask, capsys):
     """The same cliques: rows are the same under any placement, and load is even."""
     advice = ask(*alike(32), machine(FREE, 2, 2, 1.0), all_to_all=False)
@@ -104,7 +105,6 @@ def test_an_engine_that_gathers_all_tokens_is_left_as_it_is(ask, capsys):
     assert any("priced as a row from each token to every rank" in line for line in advice["not_considered"])
 
 
-@pytest.mark.filterwarnings("ignore:model toy has no backbone")
 def test_balanced_choices_without_structure_are_left_as_they_are(ask, capsys):
     pairs = np.array([[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]])
     tokens = pairs[np.random.default_rng(0).integers(6, size=32 * 48)]
@@ -114,7 +114,6 @@ def test_balanced_choices_without_structure_are_left_as_they_are(ask, capsys):
     assert "LEAVE IT AS IT IS." in capsys.readouterr().out
 
 
-@pytest.mark.filterwarnings("ignore:model toy has no backbone")
 def test_for_one_hot_expert_one_redundant_expert_suffices(ask, capsys):
     """Loads 6, 2, 2, 2 on two ranks. By default 8 and 4; with three slots each, 6 and 6 (0 and another on both): a
     quarter less. Nothing is left for a second redundant expert. Each slot of a layer holds 150 ns of bytes."""
@@ -134,7 +133,6 @@ def test_for_one_hot_expert_one_redundant_expert_suffices(ask, capsys):
     assert "More than 1 does not surely save another 1.0 %. 1 costs" in text
 
 
-@pytest.mark.filterwarnings("ignore:model toy has no backbone")
 def test_a_gain_fades_on_a_domain_that_the_fit_never_saw(ask, capsys):
     """Eight experts in four pairs, each over both nodes by default; one domain uses two of them, the other the rest."""
     pairs = {0: [[0, 4], [1, 5]], 1: [[2, 6], [3, 7]]}
@@ -150,7 +148,6 @@ def test_a_gain_fades_on_a_domain_that_the_fit_never_saw(ask, capsys):
     assert not [line for line in advice["not_considered"] if line.startswith("domain shift")]
 
 
-@pytest.mark.filterwarnings("ignore:model toy has no backbone")
 def test_few_sequences_give_no_interval_and_one_domain_is_said(ask, capsys):
     advice = ask(*alike(14, 8), machine(FREE, 2, 2, 1.0))
     assert (advice["gain"]["low"], advice["gain"]["resamples"]) == (None, 0)
@@ -158,7 +155,6 @@ def test_few_sequences_give_no_interval_and_one_domain_is_said(ask, capsys):
     assert any("are of one domain (all)" in line for line in advice["not_considered"])
 
 
-@pytest.mark.filterwarnings("ignore:model toy has no backbone")
 def test_both_passes_are_planned_apart_and_together(ask, capsys, tmp_path):
     """The cliques are the same in both, so one plan does for both."""
     advice = ask(*alike(32), machine(FREE, 2, 2, 1.0), plan_for=["decode", "prefill"])
@@ -188,7 +184,6 @@ def test_ctrl_c_leaves_what_was_priced_and_no_advice(ask, tmp_path):
     assert read_plan(tmp_path / content["rows"][0]["plan"]).num_ranks == 4
 
 
-@pytest.mark.filterwarnings("ignore:model toy has no backbone")
 def test_a_planner_that_cannot_plan_is_a_row_with_its_error(ask, tmp_path):
     @dataclass(frozen=True)
     class Refuses:
@@ -226,6 +221,96 @@ def test_bad_input_is_one_line_and_nothing_is_written(ask, tmp_path, changes, ex
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def recorded(tmp_path_factory: pytest.TempPathFactory, make_trace: Callable) -> Callable[..., str]:
+    """(tokens of one layer, sequence lengths, fields) -> file of such a recording of decode."""
+
+    def write(tokens: Any, lengths: list[int], **fields: Any) -> str:
+        path = tmp_path_factory.mktemp("recordings") / "text_decode.safetensors"
+        sequence = np.repeat(np.arange(len(lengths)), lengths)
+        told = {"model": "toy", "num_experts": 4, "phase": "decode", "source": "hand", **fields}
+        write_trace(path, expert_ids=np.array(tokens, np.uint8)[None], sequence=sequence,
+                    domain=np.zeros_like(sequence), domain_names=("all",), **told)  # fmt: skip
+        return str(path)
+
+    return write
+
+
+CROSSED = [[0, 3], [1, 2]]
+
+
+def test_prefill_and_decode_with_a_recording_each_are_planned_and_judged_on_their_own(ask, recorded, tmp_path, capsys):
+    """Prompts bring 0 and 2 together, passes that generate 0 and 3: one plan serves one of them, two serve both."""
+    tokens, lengths = alike(32)
+    crossed = [CROSSED[PAIRS.index(pair)] for pair in tokens]
+    advice = ask(tokens, lengths, machine(FREE, 2, 2, 1.0), plan_for=["prefill", "decode"], generated_tokens=16,
+                 decode_trace=recorded(crossed, lengths))  # fmt: skip
+    assert advice["separate"]["advised"] is True
+    assert advice["separate"]["gain"]["mean"] == pytest.approx(1 / 3, abs=0.01)  # 1.5 of 2 before, 1 of 2 after
+    assert (advice["gain"]["mean"], advice["gain"]["low"]) == pytest.approx((0.5, 0.5), abs=0.01)
+    for phase, pairs in (("prefill", PAIRS), ("decode", CROSSED)):
+        slots = read_plan(advice["plans"][phase]["plan"]).placement.slots
+        assert sorted(sorted(int(slots[0, rank, 0]) for rank in node) for node in ((0, 1), (2, 3))) == pairs
+        assert advice["terms"][phase]["advised"]["cross_node_bytes_per_token"] == pytest.approx(20)
+    assert advice["asked"]["decode"]["sequences"] == {"fit": 16, "held_out": 16}
+    goals = {row["goal"] for row in json.loads((tmp_path / "result.json").read_text())["rows"]
+             if row["planner"] == "eplb"}  # fmt: skip
+    assert goals == {"prefill", "decode"}
+    assert not any("stands for both" in line for line in advice["not_considered"])
+    text = capsys.readouterr().out
+    assert "decode: hand; planned on 16 sequences, judged on 16 others" in text
+    assert "separate plans for prefill and decode." in text
+
+
+def test_one_recording_given_twice_is_what_one_recording_says(ask, recorded):
+    """Prices, intervals and decisions are the same; EPLB and others are planned on each, which are alike."""
+    random = np.random.default_rng(5)
+    tokens = np.array(PAIRS)[(random.random(32 * 8) < 0.5).astype(int)].tolist()
+    both = {"plan_for": ["prefill", "decode"], "generated_tokens": 16}
+    once = ask(tokens, [8] * 32, machine(FREE, 2, 2, 1.0), **both)
+    twice = ask(tokens, [8] * 32, machine(FREE, 2, 2, 1.0), **both, decode_trace=recorded(tokens, [8] * 32))
+    assert once["gain"] == twice["gain"]
+    assert once["verdict"] == twice["verdict"] == "use"
+    assert once["terms"]["decode"]["advised"] == twice["terms"]["decode"]["advised"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "changes", "expected"),
+    [
+        ({"phase": "prefill"}, {}, "decode_trace must be a recording of decode, but it holds prefill (hand): trace"),
+        ({"model": "other"}, {}, "other"),
+        ({}, {"plan_for": ["prefill"]}, "decode_trace goes with plan_for=[prefill,decode], got ['prefill']"),
+        ({}, {"planners": {"joint": replace(SMALL, robust="mean")}}, "joint: robust=mean goes with one recording"),
+        (None, {"decode_trace": "nowhere.safetensors"}, "nowhere.safetensors"),
+    ],
+)  # fmt: skip
+def test_a_wrong_recording_of_decode_is_one_line(ask, recorded, tmp_path, fields, changes, expected):
+    given = {"plan_for": ["prefill", "decode"]}
+    if fields is not None:
+        given["decode_trace"] = recorded(*alike(16), **fields)
+    with pytest.raises((ValueError, FileNotFoundError), match=".") as error:
+        ask(*alike(16), machine(FREE, 2, 2, 1.0), **{**given, **changes})
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_whole_models_gain_is_less_than_that_of_its_layers_and_has_an_interval(ask, capsys):
+    """All sequences are alike, so the interval is a point; attention and dense parts take time that no plan saves."""
+    advice = ask(*alike(32), machine(replace(FREE, flops_per_s=1e5, memory_bytes=10_000), 2, 2, 1e-2),
+                 plan_for=["prefill", "decode"], generated_tokens=16,
+                 backbone=Backbone(num_heads=1, num_kv_heads=1, head_size=2, vocab_size=8))  # fmt: skip
+    for phase in ("prefill", "decode"):
+        default, advised = (advice["terms"][phase][name] for name in ("default", "advised"))
+        gain = advised["step_gain"]
+        assert gain["mean"] == pytest.approx(1 - advised["step_s"] / default["step_s"], rel=1e-9)
+        assert 0 < gain["mean"] < advice["plans"][phase]["mean"]
+        assert (gain["low"], gain["high"]) == pytest.approx((gain["mean"],) * 2, rel=1e-6)
+        assert advised["step_s_interval"] == pytest.approx([advised["step_s"]] * 2, rel=1e-6)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Of the whole model's time it saves: time to first token" in text
 
 
 def test_counts_alone_are_refused_in_one_line(model, tmp_path):

@@ -11,6 +11,7 @@ from analysis.advice.candidates import Candidate
 from analysis.advice.demand import Phase
 from analysis.advice.judging import Judge
 from analysis.advice.serving import Serving
+from analysis.whole_model import Passes
 from grace_opt.gpu import GPU
 from grace_opt.homes import Balanced
 from grace_opt.model import MoEModel
@@ -37,8 +38,8 @@ def judge_of(model: MoEModel, make_trace: Callable[..., Trace]) -> Callable[...,
         turns = np.array([[[0, 1], [2, 3]], [[0, 2], [1, 3]]])[gains.astype(int)]
         trace = make_trace(np.tile(turns, (1, TOKENS // 2, 1)).reshape(1, -1, 2), lengths=[TOKENS] * len(gains))
         problem = Problem(replace(model, bytes_per_weight=1e-9), topology, Balanced()(trace, 4), 1)
-        phase = Phase("prefill", BATCH, BATCH, 100)
-        return Judge(problem, Balanced(), (phase,), SimulatedCluster(), Serving.of("grace", True), 2, seed)
+        phase = Phase("prefill", BATCH, BATCH, 100, problem, problem)
+        return Judge(Balanced(), (phase,), SimulatedCluster(), Serving.of("grace", True), Passes(), 2, seed)
 
     return judge
 

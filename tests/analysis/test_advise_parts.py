@@ -85,25 +85,30 @@ def test_the_engines_own_balancer_is_hierarchical_only_if_its_routers_groups_div
     assert Serving.of("vllm_ascend", True).eplb(model, make_topology()).forbid_duplicates
 
 
+def redundancies_of(problem: Problem, asked: list[int] | None) -> list[int]:
+    return redundancies(problem.model, problem.topology, SGLANG, asked)
+
+
 def test_redundancy_is_tried_as_far_as_memory_and_experts_allow(make_trace, make_problem, make_topology, model):
     """An expert takes 300 of a rank's 3000 bytes, four fill a layer; in 4 layers, two a layer fit."""
     trace = make_trace([[[0, 1], [2, 3]]], homes=[0, 1])
-    assert redundancies(make_problem(trace, slots=1), SGLANG, None) == [0, 1, 2]
+    assert redundancies_of(make_problem(trace, slots=1), None) == [0, 1, 2]
     deep = make_trace([[[0, 1], [2, 3]]] * 4, homes=[0, 1])
     problem = make_problem(deep, slots=1, model=replace(model, num_layers=4))
-    assert redundancies(problem, SGLANG, None) == [0, 1]
-    assert redundancies(problem, SGLANG, [1]) == [1]
+    assert redundancies_of(problem, None) == [0, 1]
+    assert redundancies_of(problem, [1]) == [1]
     with pytest.raises(ValueError, match="redundancy=2 is more than fits: at most 1 experts per rank and layer"):
-        redundancies(problem, SGLANG, [0, 2])
+        redundancies_of(problem, [0, 2])
 
 
 def test_a_request_takes_as_many_batches_as_its_tokens_fill(make_trace: Callable, make_problem: Callable):
     """40 tokens on 4 ranks: 10 a rank at most in a batch."""
     fit = make_problem(Balanced()(make_trace([[[0, 1]] * 40], lengths=[4] * 10), 4))
-    prefill, decode = phases_of(fit, Passes(8, 20, context=16), ["decode", "prefill"], 30)
+    parts_of = {name: {"fit": fit, "held_out": fit} for name in ("prefill", "decode")}
+    prefill, decode = phases_of(parts_of, Passes(8, 20, context=16), ["decode", "prefill"], 30)
     assert (prefill.name, prefill.batch_tokens, prefill.passes_of_request) == ("prefill", 8, 2)
     assert (decode.name, decode.batch_tokens, decode.passes_of_request) == ("decode", 10, 3)
-    (whole,) = phases_of(fit, Passes(None, 20, context=16), ["prefill"], 30)
+    (whole,) = phases_of(parts_of, Passes(None, 20, context=16), ["prefill"], 30)
     assert (whole.tokens_per_rank, whole.batch_tokens) == (10, 10)
 
 

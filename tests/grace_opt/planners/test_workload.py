@@ -128,10 +128,46 @@ def test_a_mix_and_robust_go_together(two_domains):
     mix = [{"tokens_per_rank": 25, "share": 1}, {"tokens_per_rank": 5, "share": 1}]
     solution = replace(SMALL, mix=mix, robust="worst")(problem)
     pure = [Workload.of(problem, replace(SMALL.cost, tokens_per_rank=size), None, "worst") for size in (25, 5)]
-    workload = Workload.of(problem, SMALL.cost, mix, "worst")
-    maps = workload.home_maps(SMALL.num_maps, CHOICE_SEED)
-    halves_DL = np.mean([each.seconds(solution.plan, maps) for each in pure], axis=0)
+    halves_DL = np.mean(
+        [each.seconds(solution.plan, each.home_maps(SMALL.num_maps, CHOICE_SEED)) for each in pure], axis=0
+    )
     assert solution.objective == pytest.approx(halves_DL.mean(axis=1).max(), rel=1e-9)
+
+
+def test_a_mix_with_a_recording_of_each_size_is_for_batches_of_their_own(two_domains):
+    """Prefill of one recording, decode of another: each size is sampled, priced and weighed on its own."""
+    problem, other = two_domains(0), two_domains(1)
+    mix = [{"tokens_per_rank": 25, "share": 1}, {"tokens_per_rank": 5, "share": 3}]
+    planner = replace(SMALL, mix=mix)
+    solution = planner.search(problem, recordings=[problem.trace, other.trace])
+    alone = {size: replace(SMALL.cost, tokens_per_rank=size) for size in (25, 5)}
+    large, small = (
+        np.mean([alone[size](replace(problem, trace=t), solution.plan).mean_s for t in
+                 home_maps(trace, problem.topology, SMALL.num_maps, CHOICE_SEED)])
+        for size, trace in ((25, problem.trace), (5, other.trace))
+    )  # fmt: skip
+    assert solution.objective == pytest.approx((large + 3 * small) / 4, rel=1e-9)
+    workload = Workload.of(problem, SMALL.cost, mix, "none", [problem.trace, other.trace])
+    ids = {25: problem.trace.expert_ids, 5: other.trace.expert_ids}
+    assert all(trace.expert_ids is ids[size] for trace, size in workload.scenarios(4, 1, 0)[0][0])
+    same = planner.search(problem, recordings=[problem.trace, problem.trace])
+    assert same.plan.placement.to_lists() == planner(problem).plan.placement.to_lists()
+    nothing_of_it = [{**mix[0]}, {**mix[1], "share": 0}]
+    unseen = replace(SMALL, mix=nothing_of_it).search(problem, recordings=[problem.trace, other.trace])
+    without = replace(SMALL, mix=nothing_of_it)(problem)
+    assert unseen.plan.placement.to_lists() == without.plan.placement.to_lists()
+
+
+@pytest.mark.parametrize("changes", [{}, {"robust": "mean", "mix": True}, {"mix": False}])
+def test_recordings_need_a_mix_with_a_part_for_each(two_domains, changes):
+    problem = two_domains(0)
+    mix = [{"tokens_per_rank": 25, "share": 1}, {"tokens_per_rank": 5, "share": 1}]
+    given = {} if "mix" not in changes else {"mix": mix if changes["mix"] else mix[:1]}
+    planner = replace(SMALL, robust=changes.get("robust", "none"), **given)
+    with pytest.raises(
+        ValueError, match=r"^joint: recordings need a mix with a part for each of them, and robust=none"
+    ):
+        planner.search(problem, recordings=[problem.trace, problem.trace])
 
 
 def test_the_search_sees_sizes_by_share_and_every_domain(two_domains):
