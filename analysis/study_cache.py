@@ -61,7 +61,7 @@ class StudyCache:
             ValueError: it cannot plan within the slots.
         """
         name = self._plan_name(planner, parts["fit"], asks)
-        path, failed = (self.folder / "plans" / f"{name}.{kind}" for kind in ("json", "error"))
+        path, failed = (self._plans / f"{name}.{kind}" for kind in ("json", "error"))
         with _locked(self.folder / "locks" / name):
             if failed.is_file():
                 raise ValueError(failed.read_text(encoding="utf-8"))
@@ -78,6 +78,11 @@ class StudyCache:
         parts = {split: dataclasses.replace(part, slots=slots) for split, part in parts.items()}
         return Solution(plan, **plan.provenance["solution"]), parts
 
+    def kept(self, planner: Planner, fit: Problem, asks: bool) -> Plan | None:
+        """The plan of `solve`, if it was made before and is still there."""
+        plan: Plan | None = _read(read_plan, self._plans / f"{self._plan_name(planner, fit, asks)}.json")
+        return plan
+
     def counts(self, split: str, problem: Problem, plan: Plan, tokens_per_rank: float | None) -> Traffic:
         """The traffic of a plan on one part of the trace."""
         of_part = [self.parts[part] for part in ("trace", "split", "homes")]
@@ -89,6 +94,10 @@ class StudyCache:
         counts = traffic(problem.trace, plan, tokens_per_rank)
         write_atomically(path, lambda temporary: _write_counts(temporary, counts))
         return counts
+
+    @property
+    def _plans(self) -> Path:
+        return self.folder / "plans"
 
     def _plan_name(self, planner: Planner, fit: Problem, asks: bool) -> str:
         by_structure = getattr(planner, "plans_by", "topology") == "structure"

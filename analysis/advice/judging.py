@@ -130,5 +130,7 @@ def _in_order(seed: int, trace: Trace) -> Trace:
 
 
 def _mean(rows: Sequence[Row]) -> Row:
-    means = {key: float(np.mean([row[key] for row in rows])) for key, value in rows[0].items() if type(value) is float}
+    means = {
+        key: float(np.mean([row[key] for row in rows])) for key, value in rows[0].items() if isinstance(value, float)
+    }
     return {**rows[0], **means}

@@ -10,34 +10,35 @@ from analysis.html_report.result_file import Found, Result
 from analysis.html_report.units import Unit, is_number, unit_of, words
 
 SHARE = Unit("%", 100.0, 1)
+TIMES = {"prefill": " of the time to first token", "decode": " of the time per token"}
 LISTS = (("not_considered", "Not considered"), ("notes", "To know"), ("next", "Next"))
 
 
 def advice_headline(result: Result) -> Element | None:
     """The verdict in a sentence."""
-    advice = _part(result.content, "advice", "")
+    advice = part(result.content, "advice", "")
     if not advice.row:
         return None
     engine = advice.text("engine_name") or advice.text("engine")
     if advice["verdict"] != "use":
         return el("p", el("strong", "Leave it as it is."), " ", advice.text("why"), class_="lead")
-    gain, over = _part(advice.row, "gain", advice.at), _part(advice.row, "gain_over_eplb", advice.at)
+    gain, over = part(advice.row, "gain", advice.at), part(advice.row, "gain_over_eplb", advice.at)
     said: list[Child] = [el("strong", "Use the plan."), " On sequences it was not fitted to it saves ", *_share(gain),
                          f" of the MoE layers' time against what {engine} does by default"]  # fmt: skip
     if is_number(over["mean"]):
         said += [", and ", *_share(over), " against its own balancer (EPLB) in the same memory"]
-    return el("p", said, ". Predicted, not measured.", class_="lead")
+    return el("p", said, ". ", _end_to_end(advice, "it"), "Predicted, not measured.", class_="lead")
 
 
 def advice_sections(result: Result) -> list[Element]:
     """Memory, the engine's own terms, other domains, and what is open."""
-    advice = _part(result.content, "advice", "")
+    advice = part(result.content, "advice", "")
     made = [_redundancy(advice), _terms(advice), _domains(advice), _lists(advice)] if advice.row else []
     return [one for one in made if one is not None]
 
 
 def _redundancy(advice: Found) -> Element | None:
-    at = _part(advice.row, "redundancy", advice.at)
+    at = part(advice.row, "redundancy", advice.at)
     points = [p for p in _rows(at, "curve") if is_number(p["per_rank"]) and is_number(p["gain"])]
     if not points:
         return None
@@ -56,7 +57,8 @@ def _redundancy(advice: Found) -> Element | None:
         for p in points
     ]  # fmt: skip
     titles = ("planner", "redundant experts per rank", "saved %", "at least %", "at most %")
-    caption = ["Against the engine's default, held out. The ring is what is advised. ", *memory]
+    ring = "what is advised" if advice["verdict"] == "use" else "the best; it is not advised"
+    caption = [f"Against the engine's default, held out. The ring is {ring}. ", *memory]
     numbers = table(titles, lines, "savings by redundancy")
     drawn = figure("savings", "Time saved by redundant experts", curves(series, x, y), caption, numbers)
     return section("redundancy", "What redundant experts bring", drawn)
@@ -74,9 +76,9 @@ def _memory(at: Found) -> list[Child]:
 
 def _terms(advice: Found) -> Element | None:
     """Figures of the default, EPLB and what is advised, as the engine counts them."""
-    phases = _part(advice.row, "terms", advice.at)
-    lines = [(phase, name, _part(_part(phases.row, phase, phases.at).row, name, f"{phases.at}/{phase}"))
-             for phase in phases.row for name in _part(phases.row, phase, phases.at).row]  # fmt: skip
+    phases = part(advice.row, "terms", advice.at)
+    lines = [(phase, name, part(part(phases.row, phase, phases.at).row, name, f"{phases.at}/{phase}"))
+             for phase in phases.row for name in part(phases.row, phase, phases.at).row]  # fmt: skip
     fields = [
         f for f in dict.fromkeys(f for *_, row in lines for f in row.row) if any(is_number(r[f]) for *_, r in lines)
     ]
@@ -86,8 +88,22 @@ def _terms(advice: Found) -> Element | None:
     rows: list[list[Cell | Child]] = [
         [phase, name, *(Cell(row[f], units[f], row.place(f)) for f in fields)] for phase, name, row in lines
     ]
+    whole = [] if advice["verdict"] == "use" else _end_to_end(advice, "the best plan")  # else the headline has it
     titles = ["phase", "plan", *(f"{words(f)} {units[f].name}".rstrip() for f in fields)]
-    return section("terms", "In the engine's own terms", table(titles, rows, "terms of the engine"))
+    return section("terms", "In the engine's own terms", el("p", whole) if whole else None,
+                   table(titles, rows, "terms of the engine"))  # fmt: skip
+
+
+def _end_to_end(advice: Found, plan: str) -> list[Child]:
+    """What a plan saves of whole passes; empty if the model has no backbone, or there is no plan but the default."""
+    phases = part(advice.row, "terms", advice.at)
+    told: list[Child] = []
+    for name, time in TIMES.items():
+        terms = part(part(phases.row, name, phases.at).row, "advised", f"{phases.at}/{name}")
+        gain = part(terms.row, "step_gain", terms.at)
+        if is_number(gain["mean"]) and gain["mean"] != 0:
+            told += [" and " if told else f"With all that surrounds the MoE layers {plan} saves ", *_share(gain), time]
+    return [*told, ". "] if told else []
 
 
 def _domains(advice: Found) -> Element | None:
@@ -120,7 +136,7 @@ def _share(gain: Found) -> list[Child]:
     return told
 
 
-def _part(whole: Mapping[str, Any], name: str, at: str) -> Found:
+def part(whole: Mapping[str, Any], name: str, at: str) -> Found:
     """An object inside another; empty if there is none."""
     value = whole.get(name)
     return Found(value if isinstance(value, Mapping) else {}, f"{at}/{name}")

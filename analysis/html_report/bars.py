@@ -55,10 +55,10 @@ def columns(rows: Sequence[tuple[str, float, float | None]], axis: Axis, line: f
     drawn: list[Child] = []
     for index, (name, value, mark) in enumerate(rows):
         middle, said = pct((index + 0.5) * width), f"{name}: {axis.unit.with_name(value)}"
-        drawn.append(el("rect", el("title", said), x=pct((index + 0.25) * width), width=pct(0.5 * width), y=y(value),
+        drawn.append(el("rect", el("title", said), x=pct((index + 0.17) * width), width=pct(0.66 * width), y=y(value),
                         height=f"{height * axis.at(value):.1f}", class_="one"))  # fmt: skip
         if mark is not None:
-            drawn.append(el("line", x1=pct((index + 0.15) * width), x2=pct((index + 0.85) * width), y1=y(mark),
+            drawn.append(el("line", x1=pct((index + 0.09) * width), x2=pct((index + 0.91) * width), y1=y(mark),
                             y2=y(mark), class_="mark"))  # fmt: skip
         if len(rows) <= 4:
             drawn.append(el("text", axis.unit.show(value), x=middle, y=height - 10, class_="on-one middle"))

@@ -14,7 +14,6 @@ from analysis.html_report.lanes import lanes
 from analysis.html_report.units import Unit, seconds
 from grace_opt.placement import EMPTY
 from grace_opt.plan import Plan
-from grace_opt.planners.linear import Linear
 from grace_opt.profile import affinity, expert_loads
 from grace_opt.timeline import stage_names
 from simulator.timeline import timeline
@@ -35,11 +34,10 @@ def placement(drawn: Drawn, layer: int | None) -> list[Element]:
     ids = list(drawn.problem.model.layer_ids)
     if layer is not None and layer not in ids:
         raise ValueError(f"layer={layer} is no MoE layer of {drawn.problem.model.name}: it has {ids[0]} to {ids[-1]}")
-    in_order = Linear()(drawn.problem).plan
     counts_LEE = (affinity(drawn.problem.trace, index) for index in range(len(ids)))
     joined_L2 = np.array(
         [
-            [_joined(plan, index, count_EE) for plan in (drawn.plan, in_order)]
+            [_joined(plan, index, count_EE) for plan in (drawn.plan, drawn.in_order)]
             for index, count_EE in enumerate(counts_LEE)
         ]
     )
@@ -87,7 +85,8 @@ def _affinity(drawn: Drawn, place: int, joined: NDArray[np.float64]) -> Element:
     picture = [shades_legend(edges), axes, heatmap(shades, starts, names, thick)]
     numbers = _rank_table(plan, place, count_EE)
     shown = figure("affinity", f"Layer {id_}, {drawn.name}", picture, caption, numbers)
-    return section("affinity-map", "Which experts stand together", shown)
+    about = el("p", drawn.about) if drawn.about else None
+    return section("affinity-map", "Which experts stand together", about, shown)
 
 
 def _rank_table(plan: Plan, place: int, count_EE: NDArray[np.int64]) -> Element:

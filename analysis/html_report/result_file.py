@@ -1,6 +1,7 @@
 """result.json of any command, read and checked; nothing in it is trusted."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from grace_opt import __version__
 
 MOST_BYTES = 64_000_000
 """Of a file that is read: tens of thousands of rows."""
+HEAD = 1000
+"""Bytes by which a file of another kind is known."""
+CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +118,7 @@ def read_result(path: str) -> Result:
     file = file / "result.json" if file.is_dir() else file
     if not path or not file.is_file():
         raise ValueError(f"result={path} is no result.json and no folder that holds one: give what a command wrote")
+    _require_text(file)
     if file.stat().st_size > MOST_BYTES:
         size = file.stat().st_size / 1e6
         raise ValueError(f"{file} has {size:,.0f} MB, a report reads up to {MOST_BYTES / 1e6:.0f}: split the run")
@@ -132,6 +137,16 @@ def read_result(path: str) -> Result:
         raise ValueError(f"{file}: rows must be a list with at least one object; there is nothing to report")
     found = tuple(Found(row, f"/rows/{index}") for index, row in enumerate(rows) if isinstance(row, dict))
     return Result(file, content, found)
+
+
+def _require_text(file: Path) -> None:
+    """Raise ValueError if it does not even begin as JSON does."""
+    with file.open("rb") as opened:
+        head = opened.read(HEAD).lstrip()
+    binary = CONTROL.search(head) is not None
+    if head and (binary or not head.startswith((b"{", b"["))):
+        kind = "a binary file" if binary else "text of another kind"
+        raise ValueError(f"result={file}: expected the result.json of a command or its folder, this is {kind}")
 
 
 def _release(version: Any) -> list[str]:

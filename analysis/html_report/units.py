@@ -32,8 +32,8 @@ class Unit:
     decimals: int = 0
 
     def show(self, value: float) -> str:
-        """The number without its unit."""
-        return f"{value * self.factor:,.{self.decimals}f}"
+        """The number without its unit; nothing is ever -0."""
+        return f"{round(value * self.factor, self.decimals) + 0.0:,.{self.decimals}f}"
 
     def with_name(self, value: float) -> str:
         """The number and its unit."""

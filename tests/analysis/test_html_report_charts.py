@@ -47,6 +47,10 @@ def test_texts_between_elements_keep_their_places():
     assert write(el("p", "a", el("b", "c"), "d", None, ["e", el("i", "f")], "g")) == "<p>a<b>c</b>de<i>f</i>g</p>"
 
 
+def test_what_rounds_to_nothing_has_no_sign():
+    assert [Unit("%", 100.0, 1).with_name(value) for value in (-0.0004, -0.0, -0.0006)] == ["0.0 %", "0.0 %", "-0.1 %"]
+
+
 @pytest.mark.parametrize(
     ("field", "values", "shown"),
     [

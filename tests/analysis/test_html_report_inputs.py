@@ -129,6 +129,8 @@ def test_a_plan_outside_of_the_result_is_not_read(changed):
 def test_what_a_person_gives_takes_the_place_of_what_is_recorded_and_is_an_error_where_wrong(changed):
     folder = changed(argue("trace.path=moved.safetensors"))
     assert "affinity-map" in report(folder, given=[f"trace.path={SAMPLE}"]).read_text()
+    changed(argue("trace.path=${oc.env:HOME}"))  # not followed, but no longer in the way
+    assert "affinity-map" in report(folder, given=[f"trace.path={SAMPLE}"]).read_text()
     with pytest.raises(ValueError, match="is about split"):
         report(folder, given=[f"trace.path={SAMPLE}", "split=random"])
     with pytest.raises(ValueError, match="layer=8 is no MoE layer of sample-moe: it has 0 to 7"):
@@ -158,8 +160,27 @@ def test_a_file_that_is_no_result_is_refused_in_one_line(tmp_path, text, said):
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (SAMPLE.read_bytes()[:2000], "a binary file"),
+        (b"\x89PNG\r\n\x1a\n", "a binary file"),
+        (b"{\0\0\0\0\0\0\0{}", "a binary file"),  # 123 bytes of head, as safetensors counts them
+        ("planner\u00e4,split\nlinear,fit\n".encode(), "text of another kind"),
+    ],
+    ids=["safetensors", "png", "brace", "csv"],
+)
+def test_a_file_of_another_kind_is_named_as_such(tmp_path, content, said):
+    file = tmp_path / "trace.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"trace\.safetensors: expected the result\.json of a command") as error:
+        report(str(file))
+    assert str(error.value).endswith(f"this is {said}")
+
+
 def test_a_huge_file_and_one_that_is_not_there_are_refused(tmp_path):
     with (tmp_path / "result.json").open("wb") as file:
+        file.write(b"{" * 2000)
         file.truncate(MOST_BYTES + 1)
     with pytest.raises(ValueError, match="a report reads up to 64"):
         report(str(tmp_path))
@@ -203,14 +224,16 @@ PLANS = [
 ]
 SMALL = {
     "compare": {"problem": {"model": "m"}, "rows": [*PLANS, {**PLANS[0], "split": "fit", "objective": 1, "bound": 1}]},
-    "study": {"rows": [{"kind": "cell", "cell.slots_per_rank": n, "slots_per_rank": n, "layer_time_s": 1 / n,
-                        "planner": "p", "memory_bytes_per_rank": n} for n in (4, 5)]},
+    "study": {"rows": [{"kind": "cell", "cell": "0" * 32, "cell.slots_per_rank": n, "slots_per_rank": n,
+                        "layer_time_s": 1 / n, "planner": "p", "memory_bytes_per_rank": n} for n in (4, 5)]},
     "front": {"rows": [{**PLANS[0], "slots_per_rank": n, "weight": 0.5, "rows_per_token": 1, "load_max_over_mean": 1,
                         "on_front": True} for n in (4, 5)]},
-    "advise": {"rows": [{"a": 1}], "advice": {"verdict": "use", "gain": {"mean": 1, "low": 0, "high": 2, "level": 0.9},
+    "advise": {"rows": [{"a": 1}, {**PLANS[0], "pass": "prefill", "plan": "plans/p.json"}],
+               "advice": {"verdict": "use", "gain": {"mean": 1, "low": 0, "high": 2, "level": 0.9},
+               "plans": {"prefill": {"plan": "o/plans/p.json"}},
                "redundancy": {"chosen": 0, "bytes_per_rank": 1, "weights_bytes_per_rank": 1,
                               "curve": [{"per_rank": 0, "gain": 1, "low": 1, "high": 1}]},
-               "terms": {"decode": {"default": {"step_s": 1}}}, "domain_shift": [{"seen": 1, "unseen": 1}],
-               "notes": ["n"]}},
+               "terms": {"decode": {"default": {"step_s": 1}, "advised": {"step_gain": {"mean": 0.1, "low": 0}}}},
+               "domain_shift": [{"seen": 1, "unseen": 1}], "notes": ["n"]}},
     "validate": {"rows": [{"planner": "p", "scheme": "s", "cluster": "c", "predicted_s": 1, "measured_s": 2}]},
 }  # fmt: skip
