@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from analysis.parts import problems, solve, with_wanted_slots
+from analysis.parts import at_homes_of, problems, solve, with_wanted_slots
 from analysis.results import Row
 from analysis.study_cache import StudyCache
 from analysis.whole_model import Count, Passes, counted, counter, end_to_end, fields, price_overlapped
@@ -59,6 +59,8 @@ def price_cell(
 ) -> Row:
     """Plan on the fit part and price on both: one row, the figures of the fit part under `fit_` names.
 
+    Requests live where a plan's own rule for homes puts them, if it has one.
+
     The whole model's passes are priced on the held-out part, and left out with a warning if the model has no backbone.
 
     Raises:
@@ -70,6 +72,7 @@ def price_cell(
         solution = solve(planner, parts["fit"])
     else:
         solution, parts = cache.solve(planner, parts, asks=slots_per_rank is None)
+    parts = at_homes_of(solution.plan, parts)
     name = str(solution.plan.provenance["planner"])
     count = {part: _counter(part, problem, solution.plan, cache) for part, problem in parts.items()}
     rows = {}

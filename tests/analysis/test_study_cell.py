@@ -31,6 +31,22 @@ def test_a_row_has_the_figures_of_both_parts_as_compare_reports_them(tmp_path):
     assert row["memory_bytes_per_rank"] == 1.7e6 + 18 * 8 * 3 * 128 * 64 * 2
 
 
+def test_a_plan_with_a_rule_for_homes_is_priced_as_compare_prices_it(tmp_path):
+    short = ["homes=chosen", "trials=20", "num_tokens=400", "num_maps=1", "num_batches=2"]
+    row = run_cell(
+        read_configuration("study", ["planner=joint", *(f"planner.{one}" for one in short), *QUICK[1:],
+                                     f"output={tmp_path}"])
+    )["row"]  # fmt: skip
+    rows = run(
+        read_configuration("compare", ["only=[joint]", *(f"planners.joint.{one}" for one in short), *QUICK[1:],
+                                       "figures=false", f"output={tmp_path}/compare"])
+    )  # fmt: skip
+    (held_out,) = [one for one in rows if one["split"] == "held_out"]
+    assert held_out["homes"] == "chosen"
+    for name in ("layer_time_s", "load_max_over_mean", "cross_node_rows_per_token"):
+        assert row[name] == pytest.approx(held_out[name], rel=1e-12)
+
+
 def test_a_cell_is_the_same_without_caches(tmp_path):
     kept = run_cell(configuration(f"output={tmp_path}"))["row"]
     alone = run(configuration())
