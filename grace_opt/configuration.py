@@ -4,7 +4,9 @@ One root file of `conf/` is one command; its `_target_` is the function that run
 that function are handed over; others (`seed`, `scheme`, `workload`) are values that parts refer to as `${seed}`.
 """
 
+import copy
 import difflib
+import functools
 import inspect
 import re
 import types
@@ -67,12 +69,14 @@ def read_configuration(command: str, overrides: list[str]) -> DictConfig:
         try:
             parsed = OverridesParser.create().parse_overrides(overrides)
             parts = set(parts_of(command))
-            choices = [str(override.input_line) for override in parsed if _is_choice(override, parts)]
-            valid = set(flat_keys(compose(command, choices))) | parts
+            choices = tuple(str(override.input_line) for override in parsed if _is_choice(override, parts))
+            chosen = _composed(command, choices)
+            valid = set(flat_keys(chosen)) | parts
             for override in parsed:
                 _check_key(override, valid)
             named = [override for override in parsed if _is_value_named_as_a_group(override, valid - parts)]
-            config = compose(command, [str(override.input_line) for override in parsed if override not in named])
+            lines = tuple(str(override.input_line) for override in parsed if override not in named)
+            config = copy.deepcopy(chosen) if lines == choices else compose(command, list(lines))
             for override in named:
                 config[override.key_or_group] = override.value()
         except OverrideParseException as error:
@@ -81,6 +85,12 @@ def read_configuration(command: str, overrides: list[str]) -> DictConfig:
             raise ValueError(_one_line(error)) from None
     _warn_of_unused(config, overrides)
     return config
+
+
+@functools.lru_cache(maxsize=32)
+def _composed(command: str, choices: tuple[str, ...]) -> DictConfig:
+    """The configuration with these choices, which nobody may change: composing takes longer than all else here."""
+    return compose(command, list(choices))
 
 
 def run(config: DictConfig) -> Any:

@@ -52,15 +52,16 @@ def home_costs(
     trace: Trace, placement: Placement, ranks_per_node: tuple[int, ...], rule: HomeRule
 ) -> NDArray[np.float64]:
     """[Q, R] seconds per token and layer that each sequence costs on each rank, by its first tokens."""
-    stops = trace.stops if rule.first_tokens is None else np.minimum(trace.stops, trace.starts + rule.first_tokens)
+    known = trace.lengths if rule.first_tokens is None else np.minimum(trace.lengths, rule.first_tokens)
+    stops = trace.starts + known
     costs_QR = np.zeros((trace.num_sequences, placement.num_ranks))
     for layer in range(trace.num_layers):
         table = copy_table(placement, ranks_per_node, layer)
         _add_costs(
-            np.asarray(trace.expert_ids[layer]), trace.starts, stops, table.num_copies, table.rank, table.node_of_rank,
-            table.entry, rule.between_s, rule.inside_s, costs_QR,
+            trace.recorded(layer), trace.starts, stops, table.num_copies, table.rank, table.node_of_rank, table.entry,
+            float(rule.between_s), float(rule.inside_s), costs_QR,
         )  # fmt: skip
-    return costs_QR / ((stops - trace.starts)[:, None] * trace.num_layers)
+    return costs_QR / (known[:, None] * trace.num_layers)
 
 
 def deal(trace: Trace, costs_QR: NDArray[np.float64], crowding_s: float) -> Trace:

@@ -95,11 +95,11 @@ def schedules(placement: Placement, routing: Routing, node_of_rank: NDArray[np.i
         layer: index of the layer in the placement.
     """
     assert routing.policy != "cover", "cover looks at whole tokens, not at (home rank, expert)"
-    slots_P = placement.slots[layer].reshape(-1)
-    weights_P = np.ones(len(slots_P)) if routing.weights is None else routing.weights[layer].reshape(-1)
+    slots_P = placement.slots[layer].flatten()  # own arrays, all of one kind: `_tabulate` is compiled once
+    weights_P = np.ones(len(slots_P)) if routing.weights is None else routing.weights[layer].flatten()
     rank_P = np.repeat(np.arange(placement.num_ranks, dtype=np.int64), placement.slots.shape[2])
     start, stop, schedule = _tabulate(
-        slots_P, weights_P, rank_P, np.asarray(node_of_rank, np.int64), placement.num_experts,
+        slots_P, weights_P, rank_P, np.array(node_of_rank, np.int64), placement.num_experts,
         POLICIES.index(routing.policy),
     )  # fmt: skip
     return Schedules(start, stop, schedule)

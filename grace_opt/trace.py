@@ -105,6 +105,15 @@ class Trace:
             homes=None,
         )
 
+    def recorded(self, layer: int) -> NDArray[np.unsignedinteger]:
+        """[T, K] one layer's choices of all tokens in the array, contiguous and read-only, copied only if they must be.
+
+        Compiled functions are compiled anew, for seconds, for every layout and for arrays that may be written to.
+        """
+        ids_TK = np.ascontiguousarray(self.expert_ids[layer]).view()
+        ids_TK.setflags(write=False)
+        return ids_TK
+
     def layer(self, layer: int) -> NDArray[np.unsignedinteger]:
         """[tokens of the listed sequences, K] one layer's choices, copied into one array."""
         ids_TK = np.asarray(self.expert_ids[layer])

@@ -162,7 +162,7 @@ def traffic(trace: Trace, plan: Plan, tokens_per_rank: float | None = None, num_
     node_P = node_R[rank_P].astype(np.uint32)
 
     def count(layer: int) -> None:
-        ids_TK = np.asarray(trace.expert_ids[layer])
+        ids_TK = trace.recorded(layer)
         tables = counts.tokens[layer], counts.pair_rows[layer], counts.rank_visits[layer], counts.node_visits[layer]
         if plan.routing.policy == "cover":
             copies = copy_table(plan.placement, plan.ranks_per_node, layer)

@@ -147,7 +147,7 @@ def _experts(
     mean_L = np.zeros_like(load_L)
     for layer in range(trace.num_layers):
         chosen_BE = np.zeros((batches, model.num_experts), np.int64)
-        _count_choices(np.asarray(trace.expert_ids[layer]), segments, chosen_BE)
+        _count_choices(trace.recorded(layer), segments, chosen_BE)
         least_BE = np.min([_expert_seconds(model, gpu, chosen_BE) for gpu in devices], axis=0)
         work_B = least_BE.sum(axis=1) + row_s * chosen_BE.sum(axis=1)
         mean_L[layer] = np.maximum(launch_s + work_B / problem.topology.num_ranks, least_s).mean()

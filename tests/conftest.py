@@ -3,9 +3,13 @@
 import copy
 import functools
 import importlib.util
+import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+import runpy
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from grace_opt.configuration import CONF_DIR
 from grace_opt.gpu import GPU
 from grace_opt.model import MoEModel
 from grace_opt.placement import EMPTY, Placement
@@ -23,6 +28,7 @@ from grace_opt.problem import Problem
 from grace_opt.routing import POLICIES, Routing
 from grace_opt.topology import Topology
 from grace_opt.trace import Trace
+from grace_opt.trace_file import read_trace, write_trace
 from simulator.calibration.expert_tables import rows_of
 from simulator.calibration.experts import predict
 from simulator.calibration.tables import Table
@@ -41,6 +47,10 @@ DEVICE = GPU("toy", flops_per_s=3000, memory_bytes_per_s=1000, memory_bytes=3000
 LINKS = {"intra_bytes_per_s": 200, "intra_latency_s": 0.01, "inter_bytes_per_s": 20, "inter_latency_s": 0.1}
 
 
+ROOT = Path(__file__).parents[1]
+IMPORTED = ("runtime.__main__", "analysis.compare", "analysis.plan", "analysis.simulate", "analysis.validate", __name__)
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """A random problem, a random plan within its slots, and a batch size."""
@@ -57,6 +67,39 @@ def shared_traces() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real routing traces in {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def forked() -> Callable[..., BaseProcess]:
+    """(arguments, out, err, environment) -> a process that does what `python ARGUMENTS` does, its output in two files.
+
+    It is forked from a server that has imported the commands already, which takes longer than most tests. Of its
+    environment the changes are given; FOLDER is where it runs. With a PYTHONPATH it is an interpreter of its own.
+    """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(list(IMPORTED))
+
+    def start(arguments: Sequence[str], out: Path, err: Path, environment: Mapping[str, str]) -> BaseProcess:
+        process = server.Process(target=_become, args=(arguments, out, err, environment))
+        process.start()
+        return process
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def short_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with two layers of every sixth sequence of the sample: a synthetic trace is fitted to it in no time."""
+    sample = read_trace(CONF_DIR / "samples" / "sample.safetensors")
+    part = sample.select(np.arange(0, sample.num_sequences, 6))
+    sequence, domain = (np.repeat(ids, part.lengths) for ids in (np.arange(part.num_sequences), part.domains))
+    path = tmp_path_factory.mktemp("short") / "sample.safetensors"
+    write_trace(
+        path, expert_ids=np.stack([part.layer(layer) for layer in range(2)]), sequence=sequence, domain=domain,
+        domain_names=part.domain_names, model=part.model, num_experts=part.num_experts, phase=part.phase,
+        source=part.source,
+    )  # fmt: skip
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -113,6 +156,22 @@ def random_cases() -> st.SearchStrategy[Case]:
 def damaged() -> Callable[[Any], Iterator[tuple[str, Any]]]:
     """(JSON value) -> ("where: what", the value with one part, at any depth, replaced or left out), all of them."""
     return _damaged
+
+
+def _become(arguments: Sequence[str], out: Path, err: Path, environment: Mapping[str, str]) -> None:
+    for standard, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), standard)
+    os.environ.update(environment)
+    os.chdir(environment.get("FOLDER", ROOT))
+    if "PYTHONPATH" in environment:
+        os.execv(sys.executable, [sys.executable, *arguments])
+    if arguments[0] == "-m":
+        sys.modules.pop(f"{arguments[1]}.__main__", None)  # imported by the server
+        sys.argv = list(arguments[1:])
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = list(arguments)
+        runpy.run_path(arguments[0], run_name="__main__")
 
 
 def _topology(num_nodes: int = 2, ranks_per_node: int = 2, nic_of: str = "rank", **changes: Any) -> Topology:

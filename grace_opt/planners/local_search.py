@@ -73,8 +73,8 @@ class LocalSearch:
         self.objective = float(
             anneal(
                 self._current, self.slots, self.objective, self._room, self._sample, self._sample.expert_turn,
-                self._rates, self._counters, *self._copies, trials, hottest, coldest, doublings, self._random,
-                self._filled,
+                self._rates, self._counters, *self._copies, trials, float(hottest), float(coldest), doublings,
+                self._random, self._filled,
             )
         )  # fmt: skip
 

@@ -76,7 +76,7 @@ def cover(expert_ids: Tensor, copies: Copies) -> Choice:
         return cover_triton(expert_ids, copies)
     tables = (copies.num_copies, copies.rank, copies.physical, copies.node_of_rank, copies.entry)
     arrays = _cover_in_order(
-        expert_ids.long().numpy(), copies.home, copies.num_physical, *(table.numpy() for table in tables)
+        expert_ids.long().contiguous().numpy(), copies.home, copies.num_physical, *(table.numpy() for table in tables)
     )
     return Choice(*(torch.from_numpy(array) for array in arrays))
 

@@ -1,5 +1,6 @@
 """`grace-opt plan`: plan and bound close in on each other, end at a wanted gap, and survive Ctrl-C at any time."""
 
+import contextlib
 import json
 import os
 import signal
@@ -179,12 +180,26 @@ def test_limits_of_no_sense_are_refused_in_one_line(arguments, change, message):
         plan(**{**arguments, **change})
 
 
-def started(*arguments):
-    """A command in a process group of its own, as a shell starts it: Ctrl-C reaches its worker processes too."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "grace_opt", "plan", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+@pytest.fixture
+def started():
+    """(arguments) -> a command in a process group of its own, as a shell starts it: Ctrl-C reaches its worker processes
+    too. Whatever happens, none of the group is left."""
+    processes = []
+
+    def start(*arguments):
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "grace_opt", "plan", *map(str, arguments)],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            )
+        )  # fmt: skip
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def wait_for(process, condition):
@@ -202,7 +217,7 @@ def interrupted(process):
 
 
 @pytest.mark.parametrize("wait_s", [0.0, 0.5, 6.0])
-def test_an_interrupt_while_processes_prove_bounds_keeps_plan_and_bound(tmp_path, wait_s):
+def test_an_interrupt_while_processes_prove_bounds_keeps_plan_and_bound(started, tmp_path, wait_s):
     """As the workers start, while they load, and while they prove."""
     process = started("planner.trials=100", "planner.num_maps=1", "bound_seconds=300", f"output={tmp_path}")
     wait_for(process, lambda: (tmp_path / "result.json").exists() and children(process.pid))

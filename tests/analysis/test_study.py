@@ -89,9 +89,9 @@ def test_a_launcher_that_fails_is_one_line_and_keeps_what_is_done(tmp_path, monk
         study([*AXES, f"output={tmp_path}"])
 
 
-def test_a_synthetic_trace_is_called_so(tmp_path, capsys):
-    study(["planner=linear,eplb", "trace=synthetic", "trace.num_tokens=4096", "hydra/launcher=basic",
-           f"output={tmp_path}"])  # fmt: skip
+def test_a_synthetic_trace_is_called_so(tmp_path, short_sample, capsys):
+    study(["planner=linear,eplb", "trace=synthetic", "trace.num_tokens=4096", f"trace.like={short_sample}",
+           "hydra/launcher=basic", f"output={tmp_path}"])  # fmt: skip
     result, table, _ = contents(tmp_path)
     assert result["problem"]["synthetic"] and all(r["synthetic"] for r in table)
     assert "SYNTHETIC trace" in capsys.readouterr().out

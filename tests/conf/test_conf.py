@@ -43,15 +43,16 @@ MODELS = (
 )
 BUILT_WITH_ARGUMENTS = {
     ("split", "domain"): ["split.fit_domains=[a]"],
-    ("trace", "synthetic"): ["trace.num_tokens=2000", "model=olmoe_1b_7b"],
+    ("trace", "synthetic"): ["trace.num_tokens=2000", "model=olmoe_1b_7b", "trace.like={recording}"],
 }
 
 
 @pytest.mark.parametrize(("group", "choice"), OPTIONS)
-def test_every_option_of_every_group_builds(group, choice):
+def test_every_option_of_every_group_builds(group, choice, short_sample):
+    arguments = [text.format(recording=short_sample) for text in BUILT_WITH_ARGUMENTS.get((group, choice), [])]
     command = {"planner": "plan", "measured": "validate", "source": "import"}.get(group, "compare")
     place = {"gpu": "gpu@topology.gpu"}.get(group, group)
-    config = read_configuration(command, [f"{place}={choice}", *BUILT_WITH_ARGUMENTS.get((group, choice), [])])
+    config = read_configuration(command, [f"{place}={choice}", *arguments])
     instantiate(OmegaConf.select(config, place.partition("@")[2] or group), _convert_="all")
 
 

@@ -15,10 +15,41 @@ from grace_opt.trace_file import read_trace, write_trace
 SMALL = ["model.name=toy", "model.num_layers=2", "model.num_experts=8", "model.top_k=2"]
 
 
-def grace_opt(*arguments, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-m", "grace_opt", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False
-    )
+def python_m(*arguments):
+    return subprocess.run([sys.executable, "-m", "grace_opt", *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def grace_opt(forked, tmp_path_factory):
+    """(arguments, cwd=None) -> what `python_m` gives, without importing all anew."""
+    said = [tmp_path_factory.mktemp("said") / name for name in ("out", "err")]
+
+    def run(*arguments, cwd=None):
+        process = forked(["-m", "grace_opt", *map(str, arguments)], *said, {"FOLDER": str(cwd)} if cwd else {})
+        process.join()
+        out, err = (path.read_text() for path in said)
+        for path in said:
+            path.unlink()
+        return subprocess.CompletedProcess(arguments, process.exitcode, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_and_expect(grace_opt):
+    """(expected, arguments, output): exit code 2, one line on stderr with the expected words, and nothing written."""
+
+    def run(expected, *arguments, output):
+        before = sorted(output.rglob("*")) if output.exists() else None
+        result = grace_opt(*arguments, f"output={output}")
+        assert result.returncode == 2, result.stdout + result.stderr
+        assert result.stderr.count("\n") == 1
+        assert result.stderr.startswith("grace-opt: ")
+        assert expected in result.stderr
+        assert result.stdout == ""
+        assert (sorted(output.rglob("*")) if output.exists() else None) == before
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +66,7 @@ def toy_trace(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def toy_plan(toy_trace):
+def toy_plan(grace_opt, toy_trace):
     folder = toy_trace.parent / "plan"
     result = grace_opt(
         "plan", "planner=eplb", *SMALL, f"trace.path={toy_trace}", "slots_per_rank=3", f"output={folder}"
@@ -44,7 +75,7 @@ def toy_plan(toy_trace):
     return folder / "plan.json"
 
 
-def test_compare_plan_and_simulate_agree(toy_trace, tmp_path):
+def test_compare_plan_and_simulate_agree(grace_opt, toy_trace, tmp_path):
     where = [*SMALL, f"trace.path={toy_trace}", "slots_per_rank=4"]
     compared = grace_opt("compare", *where, f"output={tmp_path}/compare")
     assert compared.returncode == 0, compared.stderr
@@ -70,16 +101,16 @@ def test_compare_plan_and_simulate_agree(toy_trace, tmp_path):
 
 
 def test_help_shows_options_and_choices():
-    overview = grace_opt()
+    overview = python_m()
     assert overview.returncode == 0
     assert all(name in overview.stdout for name in ("compare", "plan", "simulate"))
-    text = grace_opt("compare", "--help").stdout
+    text = python_m("compare", "--help").stdout
     assert "slots_per_rank=null" in text
     assert "* topology=a100_25gbe_2x2" in text
     assert "model=deepseek_v3" in text
 
 
-def test_a_planner_that_does_not_fit_is_a_row_with_its_error(toy_trace, tmp_path):
+def test_a_planner_that_does_not_fit_is_a_row_with_its_error(grace_opt, toy_trace, tmp_path):
     result = grace_opt(
         "compare", "only=[linear,grace]", "figures=false", *SMALL, f"trace.path={toy_trace}", "slots_per_rank=2",
         f"output={tmp_path}",
@@ -88,18 +119,6 @@ def test_a_planner_that_does_not_fit_is_a_row_with_its_error(toy_trace, tmp_path
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
     assert {row["planner"]: "error" in row for row in rows} == {"linear": False, "grace": True}
     assert "slots_per_rank=" in result.stdout
-
-
-def run_and_expect(expected, *arguments, output):
-    """Exit code 2, one line on stderr with the expected words, and nothing written."""
-    before = sorted(output.rglob("*")) if output.exists() else None
-    result = grace_opt(*arguments, f"output={output}")
-    assert result.returncode == 2, result.stdout + result.stderr
-    assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith("grace-opt: ")
-    assert expected in result.stderr
-    assert result.stdout == ""
-    assert (sorted(output.rglob("*")) if output.exists() else None) == before
 
 
 @pytest.mark.parametrize(
@@ -121,15 +140,15 @@ def run_and_expect(expected, *arguments, output):
         (["workload.tokens_per_rank=0"], "tokens_per_rank must be at least 1"),
     ],
 )
-def test_bad_input_is_one_line(arguments, expected, tmp_path):
+def test_bad_input_is_one_line(run_and_expect, arguments, expected, tmp_path):
     run_and_expect(expected, "plan", "planner=linear", *arguments, output=tmp_path / "out")
 
 
-def test_a_grace_plan_over_budget_says_what_it_wanted(tmp_path):
+def test_a_grace_plan_over_budget_says_what_it_wanted(run_and_expect, tmp_path):
     run_and_expect("the budget is 16", "plan", "planner=grace", "slots_per_rank=16", output=tmp_path / "out")
 
 
-def test_ranks_may_have_different_numbers_of_slots(toy_trace, tmp_path):
+def test_ranks_may_have_different_numbers_of_slots(grace_opt, toy_trace, tmp_path):
     where = [*SMALL, f"trace.path={toy_trace}"]
     planned = grace_opt("plan", "planner=occult", "slots_per_rank=[4,2,1,1]", *where, f"output={tmp_path}")
     assert planned.returncode == 0, planned.stderr
@@ -140,7 +159,7 @@ def test_ranks_may_have_different_numbers_of_slots(toy_trace, tmp_path):
     assert json.loads((tmp_path / "priced" / "result.json").read_text())["problem"]["slots_per_rank"] == [4, 2, 1, 1]
 
 
-def test_a_planner_can_be_left_out_or_added(toy_trace, tmp_path):
+def test_a_planner_can_be_left_out_or_added(grace_opt, toy_trace, tmp_path):
     changes = ["~planner@planners.occult", "+planner@planners.again=eplb", "planners.again.forbid_duplicates=true"]
     where = [*SMALL, f"trace.path={toy_trace}", "slots_per_rank=4", "figures=false", f"output={tmp_path}"]
     result = grace_opt("compare", *changes, *where)
@@ -152,7 +171,7 @@ def test_a_planner_can_be_left_out_or_added(toy_trace, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.999])
-def test_a_truncated_trace_is_one_line(suffix, kept, toy_trace, tmp_path):
+def test_a_truncated_trace_is_one_line(run_and_expect, suffix, kept, toy_trace, tmp_path):
     path = tmp_path / f"cut{suffix}"
     if suffix == ".npz":
         trace = read_trace(toy_trace)
@@ -164,11 +183,11 @@ def test_a_truncated_trace_is_one_line(suffix, kept, toy_trace, tmp_path):
     run_and_expect(str(path), "plan", "planner=linear", *SMALL, f"trace.path={path}", output=tmp_path / "out")
 
 
-def test_a_part_that_is_left_out_is_one_line(tmp_path):
+def test_a_part_that_is_left_out_is_one_line(run_and_expect, tmp_path):
     run_and_expect("model must be given", "plan", "planner=linear", "~model", "~trace", output=tmp_path / "out")
 
 
-def test_brackets_in_names_are_printed_as_they_are(tmp_path):
+def test_brackets_in_names_are_printed_as_they_are(grace_opt, tmp_path):
     ids = np.array([[[0, 1], [1, 2], [2, 3], [3, 0]]], np.uint8)
     path = tmp_path / "brackets.safetensors"
     write_trace(
@@ -189,18 +208,18 @@ def test_kernels_compile_where_neither_package_nor_home_is_writable(tmp_path):
 
 
 def test_an_unknown_command_is_one_line():
-    result = grace_opt("compere")
+    result = python_m("compere")
     assert result.returncode == 2
     assert "did you mean compare?" in result.stderr
 
 
-def test_an_output_that_cannot_be_written_is_one_line(tmp_path):
+def test_an_output_that_cannot_be_written_is_one_line(run_and_expect, tmp_path):
     (tmp_path / "file").write_text("kept")
     run_and_expect("is no folder that can be written to", "plan", "planner=linear", output=tmp_path / "file")
     assert (tmp_path / "file").read_text() == "kept"
 
 
-def test_a_failed_run_leaves_an_earlier_result(toy_trace, toy_plan):
+def test_a_failed_run_leaves_an_earlier_result(run_and_expect, toy_trace, toy_plan):
     before = {path: path.read_bytes() for path in toy_plan.parent.iterdir()}
     run_and_expect(
         "fewer than",
@@ -223,14 +242,14 @@ def test_a_failed_run_leaves_an_earlier_result(toy_trace, toy_plan):
         (lambda text: text.replace('"model": "toy"', '"model": "other"'), "digest"),
     ],
 )
-def test_a_damaged_plan_is_one_line(change, expected, toy_trace, toy_plan, tmp_path):
+def test_a_damaged_plan_is_one_line(run_and_expect, change, expected, toy_trace, toy_plan, tmp_path):
     (tmp_path / "plan.json").write_text(change(toy_plan.read_text()))
     run_and_expect(
         expected, "simulate", f"plan={tmp_path}/plan.json", *SMALL, f"trace.path={toy_trace}", output=tmp_path / "out"
     )
 
 
-def test_a_plan_of_another_model_or_cluster_is_refused(toy_trace, toy_plan, tmp_path):
+def test_a_plan_of_another_model_or_cluster_is_refused(run_and_expect, toy_trace, toy_plan, tmp_path):
     run_and_expect("plan is for model toy", "simulate", f"plan={toy_plan}", output=tmp_path / "out")
     run_and_expect(
         "plan is for nodes of [2, 2] ranks", "simulate", f"plan={toy_plan}", *SMALL, f"trace.path={toy_trace}",
@@ -263,14 +282,16 @@ def test_an_interrupted_compare_leaves_its_finished_rows(toy_trace, tmp_path):
     assert {row["planner"] for row in result["rows"]} == {"linear", "eplb"}
 
 
-def test_what_is_no_planner_and_an_empty_output_are_one_line(toy_trace, tmp_path, monkeypatch):
+def test_what_is_no_planner_and_an_empty_output_are_one_line(
+    grace_opt, run_and_expect, toy_trace, tmp_path, monkeypatch
+):
     where = [*SMALL, f"trace.path={toy_trace}"]
     run_and_expect("planners.eplb must be a planner", "compare", "planners.eplb=null", *where, output=tmp_path / "out")
     result = grace_opt("plan", "planner=linear", *where, "output=", cwd=tmp_path)
     assert (result.returncode, list(tmp_path.iterdir())) == (2, [])
 
 
-def test_memory_for_fewer_slots_than_a_planner_wants_is_that_planners_error(tmp_path):
+def test_memory_for_fewer_slots_than_a_planner_wants_is_that_planners_error(grace_opt, tmp_path):
     """The sample's experts take 49 kB each; 8 layers of 20 slots and the dense weights fit into 10 MB."""
     few = ["topology.gpu.memory_bytes=10e6", "figures=false", f"output={tmp_path}"]
     result = grace_opt("compare", *few)
@@ -284,5 +305,5 @@ def test_memory_for_fewer_slots_than_a_planner_wants_is_that_planners_error(tmp_
 
 
 @pytest.mark.parametrize("part", ["split=random", "homes=random", "trace=synthetic", "planner=grace"])
-def test_a_negative_seed_is_one_line(part, tmp_path):
+def test_a_negative_seed_is_one_line(run_and_expect, part, tmp_path):
     run_and_expect("seed", "plan", part, "seed=-1", output=tmp_path / "out")

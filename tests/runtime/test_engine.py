@@ -30,6 +30,7 @@ from grace_opt.topology import Topology
 from grace_opt.trace import Trace
 from runtime.engine import Engine, check_plan, decode, generate, prefill
 from runtime.layer import DISPATCHERS
+from runtime.replica_choice import ReplicaChoice
 from runtime.sample.checkpoint import save_model
 from runtime.sample.model import SampleConfig, SampleMoE
 from runtime.sample.record import record
@@ -138,9 +139,11 @@ def path(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ran(path):
-    """What each of four processes kept."""
-    multiprocessing.spawn(work, args=(str(path.parent),), nprocs=RANKS)
+def ran(path, forked):
+    """What each of four processes kept; `forked` has their server import torch once."""
+    for name in PLANS:  # compiles here what each process would compile for itself
+        ReplicaChoice.of_plan(plan_of(name), 0, home=0)(torch.zeros(1, CONFIG.top_k, dtype=torch.long))
+    multiprocessing.start_processes(work, args=(str(path.parent),), nprocs=RANKS, start_method="forkserver")
     return [dict(np.load(path.parent / f"{rank}.npz")) for rank in range(RANKS)]
 
 

@@ -183,7 +183,7 @@ def test_both_sides_of_a_cut_link_end_and_say_who_is_missing(tmp_path):
 @needs_hosts
 def test_bad_input_on_several_hosts_is_one_line_without_a_word_of_the_launcher(tmp_path):
     with Hosts(2, "200mbit") as hosts:
-        ended = launch(hosts, ["-m", "runtime", "generate", f"plan={tmp_path}/none"], 2, time_limit_s=60)
+        ended = launch(hosts, ["-m", "runtime", "generate", f"plan={tmp_path}/none"], 1, time_limit_s=60)
     assert (ended.exit_code, ended.reason, ended.output) == (2, "", "")
     assert ended.errors.startswith(f"grace-opt: plan file {tmp_path}/none does not exist: give plan=FILE")
     assert ended.errors.count("\n") == 1
@@ -366,8 +366,8 @@ def feed(rank, folder):
     dist.destroy_process_group()
 
 
-def test_nan_or_infinity_on_one_rank_is_refused_by_all_before_it_spreads(tmp_path):
-    multiprocessing.spawn(feed, args=(str(tmp_path),), nprocs=2)
+def test_nan_or_infinity_on_one_rank_is_refused_by_all_before_it_spreads(tmp_path, forked):
+    multiprocessing.start_processes(feed, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
     for rank in (0, 1):
         told = json.loads((tmp_path / f"{rank}.json").read_text())
         assert told == ["MoE layer 5: NaN or infinite values in the input of rank 1"] * 8

@@ -28,6 +28,7 @@ from grace_opt.trace import Trace
 from grace_opt.traffic import SCHEMES, traffic
 from runtime.layer import MoELayer
 from runtime.reference import Experts, moe_layer
+from runtime.replica_choice import ReplicaChoice
 
 pytestmark = pytest.mark.xdist_group("four_processes")  # the processes are started once
 
@@ -98,6 +99,14 @@ def magnitudes(kind, dtype):
 
 
 @functools.cache
+def one_device(kind, dtype):
+    """[T, D] what the reference computes."""
+    x, weights, experts, shared = inputs(getattr(torch, dtype))
+    ids = torch.from_numpy(trace_of(kind).expert_ids[0].astype(np.int64))
+    return moe_layer(x[: len(ids)], ids, weights[: len(ids)], experts, shared).float().numpy()
+
+
+@functools.cache
 def inputs(dtype):
     """Hidden states and gate weights of all tokens, and all experts, the same on every rank."""
     random = torch.Generator().manual_seed(0)
@@ -145,10 +154,13 @@ def work(rank, folder):
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    """What each of four processes kept."""
+def ran(tmp_path_factory, forked):
+    """What each of four processes kept; `forked` has their server import torch once."""
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(work, args=(str(folder),), nprocs=RANKS)
+    for name, kind in itertools.product(PLANS, TRACES):  # compiles here what each process would compile for itself
+        ids = torch.from_numpy(trace_of(kind).expert_ids[0].astype(np.int64))
+        ReplicaChoice.of_plan(plan_of(name, kind), 0, home=0)(ids)
+    multiprocessing.start_processes(work, args=(str(folder),), nprocs=RANKS, start_method="forkserver")
     return [np.load(folder / f"{rank}.npz") for rank in range(RANKS)]
 
 
@@ -169,10 +181,7 @@ def test_rows_sent_and_tokens_served_are_those_predicted(ran, planner, kind, sch
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("planner", "kind", "scheme"), CASES)
 def test_outputs_are_those_of_one_device(ran, planner, kind, scheme, dtype):
-    trace = trace_of(kind)
-    x, weights, experts, shared = inputs(getattr(torch, dtype))
-    ids = torch.from_numpy(trace.expert_ids[0].astype(np.int64))
-    expected = moe_layer(x[: len(ids)], ids, weights[: len(ids)], experts, shared).float().numpy()
+    trace, expected = trace_of(kind), one_device(kind, dtype)
     # The sums of a result are rounded to the rows' type on the serving rank, on the node's proxy, at home and with the
     # shared expert, by at most `unit` of their size each; no partial sum is larger than M, the sum of magnitudes. The
     # experts' own outputs differ by the order of sums in float32 alone, which adds less than sqrt(D) of its units.

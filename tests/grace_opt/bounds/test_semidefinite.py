@@ -15,7 +15,7 @@ from grace_opt.bounds.token_sets import TokenSets
 SLOTS = ([3, 4], [4, 5], [7, 2], [2, 2, 3], [3, 3, 2], [0, 7], [5, 5])
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), slots=st.sampled_from(SLOTS), top_k=st.integers(1, 4), rounds=st.integers(0, 4))
 def test_a_bound_is_at_most_the_optimum(  # type: ignore[no-untyped-def]
     random_tokens, best_rows, seed: int, slots: list[int], top_k: int, rounds: int
@@ -27,7 +27,7 @@ def test_a_bound_is_at_most_the_optimum(  # type: ignore[no-untyped-def]
     assert state.bound <= best_rows(tokens, 7, slots)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), slots=st.sampled_from(SLOTS[:5]))
 def test_random_multipliers_give_a_bound_too(random_tokens, best_rows, seed: int, slots: list[int]) -> None:  # type: ignore[no-untyped-def]
     tokens = random_tokens(seed, groups=len(slots))
