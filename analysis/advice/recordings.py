@@ -1,6 +1,7 @@
 """The recordings an advice stands on: one for all passes, or one of prompts and one of passes that generate."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from grace_opt.load_history import LoadHistory
@@ -27,6 +28,8 @@ def recordings_of(trace: Trace | LoadHistory, decode_trace: str | None, plan_for
             f"decode_trace goes with plan_for=[prefill,decode], got {list(plan_for)}: for one pass give its recording "
             "as trace.path"
         )
+    if not Path(decode_trace).is_file():
+        raise FileNotFoundError(f"decode_trace={decode_trace} does not exist: give a recording, or null for none")
     second = _with_tokens(read_trace_or_loads(decode_trace), "decode_trace")
     for field, recording, other in (("trace", first, "decode"), ("decode_trace", second, "prefill")):
         if recording.phase == other:

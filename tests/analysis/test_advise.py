@@ -283,7 +283,7 @@ def test_one_recording_given_twice_is_what_one_recording_says(ask, recorded):
         ({"model": "other"}, {}, "other"),
         ({}, {"plan_for": ["prefill"]}, "decode_trace goes with plan_for=[prefill,decode], got ['prefill']"),
         ({}, {"planners": {"joint": replace(SMALL, robust="mean")}}, "joint: robust=mean goes with one recording"),
-        (None, {"decode_trace": "nowhere.safetensors"}, "nowhere.safetensors"),
+        (None, {"decode_trace": "nowhere.safetensors"}, "decode_trace=nowhere.safetensors does not exist"),
     ],
 )  # fmt: skip
 def test_a_wrong_recording_of_decode_is_one_line(ask, recorded, tmp_path, fields, changes, expected):
