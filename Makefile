@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check format sample validate accuracy bench bench-planners clean
+.PHONY: help quickstart test check format sample validate accuracy bench bench-planners bench-bounds clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ bench: $(VENV)/.runtime  ## time counts, planners and kernels; rows go to analys
 
 bench-planners: $(VENV)/.core  ## every planner over traces, clusters, phases and budgets (hours; goes on where it stopped)
 	$(BIN)/python -m analysis.bench_planners
+
+bench-bounds: $(VENV)/.core  ## how far from the best there can be our plans are, certified (an hour; goes on where it stopped)
+	$(BIN)/python -m analysis.bench_bounds
 
 clean:  ## remove the environment and everything computed
 	rm -rf $(VENV) outputs dist build

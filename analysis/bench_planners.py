@@ -12,7 +12,6 @@ Cells are written to outputs/bench-planners/result.json as they are done, and a 
 
 import argparse
 import dataclasses
-import json
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,31 +21,27 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from analysis.bench_cells import BUDGETS, LARGE, PHASES, Cell, build_cell, cell_name, known_rows, require_traces
 from analysis.bench_planners_table import print_summary
-from analysis.parts import problems, solve
+from analysis.parts import solve
 from analysis.report import console
 from analysis.results import Row, price, write_result
-from grace_opt.configuration import build, read_configuration
 from grace_opt.homes import Balanced
 from grace_opt.planners.home_choice import arrivals, dealt, layer_s_per_token
 from grace_opt.planners.home_scenarios import home_maps
-from grace_opt.problem import Problem, smallest_slots
+from grace_opt.problem import Problem
 from grace_opt.provenance import append_rows, provenance
 from grace_opt.solution import Planner, Solution
 from simulator.cluster import SimulatedCluster
 
 RESULTS = Path(__file__).parent / "results" / "planners.csv"
 OUTPUT = Path("outputs/bench-planners")
-TRACES = {"deepseek_v2_lite": "deepseek-v2-lite.npz", "gpt_oss_20b": "gpt-oss-20b.npz", "sample": None}
 TOPOLOGIES = ("a100_25gbe_2x2", "a100_25gbe_2x4", "h100_ib_1x8", "h100_ib_2x8", "h100_ib_4x8")
-LARGE = ("deepseek_v3", "h100_ib_8x8")  # on a synthetic trace
-PHASES = ("prefill", "decode")
-BUDGETS = ("E", "E + 1 per rank", "1.25 E")
+LARGE_TOPOLOGY = "h100_ib_8x8"
 RIVALS = (
     "linear", "round_robin", "eplb", "eplb_hierarchical", "occult", "grace_trimmed", "grace_plus", "moetuner",
     "exflow", "topology_ilp", "lazarus", "lplb",
 )  # fmt: skip
-Cell = tuple[str, str, str, str]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -58,75 +53,44 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rival-seconds", type=float, default=20, help="of planners that have one (%(default)s)")
     parser.add_argument("--only", nargs="*", default=[], help="cells whose names hold all of these words")
     options = parser.parse_args(arguments)
-    rows = _known_rows()
-    done = {_cell_name(row) for row in rows}
+    rows = known_rows(OUTPUT)
+    done = {cell_name(row) for row in rows}
     cells = [cell for cell in all_cells(options.traces) if all(word in " ".join(cell) for word in options.only)]
     for cell in track(cells, "cells", console=None, disable=not console().is_terminal):
         if " ".join(cell) not in done:
-            rows += measure_cell(options, *cell)
+            rows += measure_cell(options, cell)
             write_result(OUTPUT, "bench-planners", {"maps": options.maps}, rows, complete=False)
     write_result(OUTPUT, "bench-planners", {"maps": options.maps}, rows)
     fields = dict.fromkeys(field for row in rows for field in row)
-    new = [row for row in rows if _cell_name(row) not in done]
+    new = [row for row in rows if cell_name(row) not in done]
     append_rows(RESULTS, [{**{field: row.get(field, "") for field in fields}, **provenance()} for row in new])
     print_summary(rows)
 
 
 def all_cells(folder: Path) -> list[Cell]:
-    """(model, topology, phase, budget) of all cells whose trace is there; a line for each trace that is not."""
-    models = []
-    for model, file in TRACES.items():
-        if file is None or (folder / file).is_file():
-            models.append(model)
-        else:
-            print(f"skipped: no {file} in {folder}; give --traces FOLDER")
-    pairs = [(model, topology) for model in models for topology in TOPOLOGIES] + [LARGE]
+    """All cells whose trace is there."""
+    pairs = [(model, topology) for model in require_traces(folder) for topology in TOPOLOGIES]
+    pairs.append((LARGE, LARGE_TOPOLOGY))
     return [(model, topology, phase, budget) for model, topology in pairs for phase in PHASES for budget in BUDGETS]
 
 
-def measure_cell(options: argparse.Namespace, model: str, topology: str, phase: str, budget: str) -> list[Row]:
+def measure_cell(options: argparse.Namespace, cell: Cell) -> list[Row]:
     """One row per planner for one model, cluster, phase and budget; none if the budget is another's in this cell."""
-    file = TRACES.get(model)
-    overrides = [f"model={model}", f"topology={topology}", f"workload={phase}"]
-    overrides += (
-        [f"planners.joint.time_limit_s={options.seconds}", "trace=synthetic"]
-        if model == LARGE[0]
-        else [f"planners.joint.time_limit_s={options.seconds}"]
+    limits = {"joint": options.seconds, **dict.fromkeys(("moetuner", "exflow", "topology_ilp"), options.rival_seconds)}
+    made = build_cell(
+        options.traces, cell, [f"planners.{name}.time_limit_s={seconds}" for name, seconds in limits.items()]
     )
-    overrides += [f"trace.path={options.traces / file}"] if file else []
-    overrides += [
-        f"planners.{name}.time_limit_s={options.rival_seconds}" for name in ("moetuner", "exflow", "topology_ilp")
-    ]
-    config = read_configuration("compare", overrides)
-    built = {key: build(config[key]) for key in ("model", "topology", "trace", "split", "homes", "cost", "planners")}
-    slots = _slots(
-        built["model"].num_experts,
-        smallest_slots(built["model"], built["topology"]),
-        built["topology"].num_ranks,
-        budget,
-    )
-    if slots is None:
+    if made is None:
         return []
-    parts = problems(built["model"], built["topology"], built["trace"], built["split"], built["homes"], slots)
-    cell = {
-        "trace": built["trace"].source if model == LARGE[0] else file or "sample",
-        "model": model, "topology": topology, "phase": phase, "budget": budget, "slots_per_rank": slots,
-    }  # fmt: skip
+    built, parts, cost = made.built, made.parts, made.built["cost"]
     planners = {name: built["planners"][name] for name in (*RIVALS, "joint")}
-    rows = [{**cell, **judge(name, p, parts, built["cost"], options.maps)} for name, p in planners.items()]
+    rows = [{**made.about, **judge(name, p, parts, cost, options.maps)} for name, p in planners.items()]
     appetite = built["planners"]["grace"].slots_wanted(parts["fit"])
     own = {name: dataclasses.replace(part, slots=appetite) for name, part in parts.items()}
-    rows.append({**cell, **judge("grace", built["planners"]["grace"], own, built["cost"], options.maps)})
+    rows.append({**made.about, **judge("grace", built["planners"]["grace"], own, cost, options.maps)})
     chooses = dataclasses.replace(built["planners"]["joint"], homes="chosen")
-    rows.append({**cell, **judge("joint_with_homes", chooses, parts, built["cost"], options.maps)})
+    rows.append({**made.about, **judge("joint_with_homes", chooses, parts, cost, options.maps)})
     return rows
-
-
-def _slots(num_experts: int, smallest: int, ranks: int, budget: str) -> int | None:
-    """Slots per rank of a budget; None if a smaller budget has as many."""
-    more = max(smallest, -(-num_experts * 5 // (4 * ranks)))
-    slots = {"E": smallest, "E + 1 per rank": smallest + 1, "1.25 E": more}[budget]
-    return None if budget == "1.25 E" and slots <= smallest + 1 else slots
 
 
 def judge(name: str, planner: Planner, parts: dict[str, Problem], cost: SimulatedCluster, num_maps: int) -> Row:
@@ -176,15 +140,6 @@ def maps_for(solution: Solution, problem: Problem, num_maps: int) -> Iterator[Pr
         traces = [dealt(trace, solution.plan) for trace in arrivals(problem.trace, num_maps, 0)]
     for trace in traces:
         yield dataclasses.replace(problem, trace=trace)
-
-
-def _known_rows() -> list[Row]:
-    path = OUTPUT / "result.json"
-    return list(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.is_file() else []
-
-
-def _cell_name(row: Row) -> str:
-    return f"{row['model']} {row['topology']} {row['phase']} {row['budget']}"
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from grace_opt.bounds.certificate import Bounds, counted_bounds, lower_bounds
+from grace_opt.bounds.senders import Sending
 from grace_opt.cost import CostModel
 from grace_opt.planners.home_choice import dealt
 from grace_opt.problem import Problem
@@ -26,12 +28,14 @@ class Certificate:
             bound is None where the cost model tells none.
         cross_node_rows, least_cross_node_rows: of all layers together.
         median_gap: over layers with any such rows, of rows between nodes; None if there are none.
+        median_busiest_gap: the same of the rows of each batch's busiest sender; None where it is not bounded.
     """
 
     solution: Solution
     cross_node_rows: int
     least_cross_node_rows: float
     median_gap: float | None
+    median_busiest_gap: float | None
 
 
 def certify(
@@ -51,25 +55,42 @@ def certify(
     plan = solution.plan
     if plan.homes is not None:
         problem = replace(problem, trace=dealt(problem.trace, plan))
-    rows_L = traffic(problem.trace, plan).cross_node_rows("hierarchical").sum(axis=1)
+    sending: Sending | None = cost.sending(problem.topology) if hasattr(cost, "sending") else None
+    counts = traffic(problem.trace, plan, None if sending is None else sending.tokens_per_rank)
+    rows_L = counts.cross_node_rows("hierarchical").sum(axis=1)
+    busiest_L = np.zeros_like(rows_L) if sending is None else sending.busiest_rows(counts)
     bounds = counted_bounds(problem)
     if seconds_per_layer is not None:
-        intra = seconds_per_layer >= INTRA_FROM_S
-        tell = None if watch is None else partial(_tell, watch, problem, cost, bounds, {})
-        bounds = lower_bounds(problem, seconds_per_layer, rows_of_plan=rows_L.tolist(), intra=intra, progress=tell)
+        bounds = lower_bounds(
+            problem,
+            seconds_per_layer,
+            rows_of_plan=rows_L.tolist(),
+            sending=sending,
+            busiest_of_plan=busiest_L.tolist(),
+            intra=seconds_per_layer >= INTRA_FROM_S,
+            progress=None if watch is None else partial(_tell, watch, problem, cost, bounds, {}),
+        )
     bound = least_seconds(problem, cost, bounds)
     solution = replace(solution, objective=cost(problem, plan).mean_s, bound=bound)
-    some = bounds.cross_node_rows > 0
-    gaps = rows_L[some] / bounds.cross_node_rows[some] - 1
-    median = float(np.median(gaps)) if some.any() else None
-    return Certificate(solution, int(rows_L.sum()), float(bounds.cross_node_rows.sum()), median)
+    return Certificate(
+        solution,
+        int(rows_L.sum()),
+        float(bounds.cross_node_rows.sum()),
+        _median_gap(rows_L, bounds.cross_node_rows),
+        _median_gap(busiest_L, bounds.busiest_sender_rows),
+    )
+
+
+def _median_gap(rows_L: NDArray[np.int64], least_L: NDArray[np.float64]) -> float | None:
+    some = least_L > 0
+    return float(np.median(rows_L[some] / least_L[some] - 1)) if some.any() else None
 
 
 def least_seconds(problem: Problem, cost: CostModel, bounds: Bounds) -> float | None:
     """Of a layer, in the mean; None if the cost model tells none."""
     if not hasattr(cost, "least_time"):
         return None
-    least = cost.least_time(problem, bounds.cross_node_rows, bounds.intra_node_rows, bounds.busiest_load)
+    least = cost.least_time(problem, bounds)
     return float(least.mean_s)
 
 
@@ -78,12 +99,16 @@ def _tell(
     problem: Problem,
     cost: CostModel,
     counted: Bounds,
-    proven: dict[int, float],
+    proven: dict[tuple[int, int], float],
+    kind: int,
     layer: int,
     rows: float,
 ) -> None:
     """Put what is proven of the layers so far into seconds; `proven` keeps it from call to call."""
-    proven[layer] = rows
-    rows_L = counted.cross_node_rows.copy()
-    rows_L[list(proven)] = list(proven.values())
-    watch(len(proven), least_seconds(problem, cost, replace(counted, cross_node_rows=rows_L)))
+    proven[kind, layer] = rows
+    names = ("cross_node_rows", "busiest_sender_rows", "intra_node_rows")
+    raised = {name: getattr(counted, name).copy() for name in names}
+    for (of_kind, of_layer), most in proven.items():
+        raised[names[of_kind]][of_layer] = most
+    begun = len({layer for _, layer in proven})
+    watch(begun, least_seconds(problem, cost, replace(counted, **raised)))

@@ -142,3 +142,5 @@ def _print_certificate(certificate: Certificate, by_counting: bool) -> None:
             f"rows between nodes: {certificate.cross_node_rows:,}, at least {rows:,.0f} under any plan "
             f"(median gap of a layer {certificate.median_gap:.1%})"
         )
+    if certificate.median_busiest_gap is not None:
+        print(f"rows of the busiest sender: median gap of a layer {certificate.median_busiest_gap:.1%}")

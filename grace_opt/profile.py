@@ -20,6 +20,26 @@ def expert_loads(trace: Trace | LoadHistory) -> NDArray[np.int64]:
     return load_LE
 
 
+def grouped_loads(trace: Trace, layer: int, runs: NDArray[np.int64], num_groups: int) -> NDArray[np.int64]:
+    """[groups, E] tokens of each group that chose each expert.
+
+    Args:
+        runs: int64 [runs, 3], tokens start to stop of the recorded array, and the group they count for.
+    """
+    load_GE = np.zeros((num_groups, trace.num_experts), np.int64)
+    _count_groups(trace.recorded(layer), runs, load_GE)
+    return load_GE
+
+
+@njit(nogil=True, cache=True)
+def _count_groups(ids_TK, runs, load_GE):  # type: ignore[no-untyped-def]
+    for run in range(len(runs)):
+        start, stop, group = runs[run]
+        for token in range(start, stop):
+            for k in range(ids_TK.shape[1]):
+                load_GE[group, ids_TK[token, k]] += 1
+
+
 def affinity(trace: Trace, layer: int) -> NDArray[np.int64]:
     """[E, E] tokens that chose both experts in this layer (GRACE-MoE section 3); the diagonal is 0."""
     return np.asarray(_count_pairs(trace.layer(layer), trace.num_experts))

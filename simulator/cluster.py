@@ -5,16 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from grace_opt.bounds.certificate import Bounds
+from grace_opt.bounds.senders import Sending
 from grace_opt.cost import LayerTime
 from grace_opt.model import MoEModel
 from grace_opt.plan import Plan
 from grace_opt.problem import Problem
+from grace_opt.topology import Topology
 from grace_opt.traffic import PREDICTED_SCHEMES, Traffic, require_scheme, traffic
 from simulator.compute import expert_seconds, phase_end
-from simulator.least_time import least_time
+from simulator.least_time import least_time, sender_of_rank
 from simulator.network import SHARING, StageDetail, phase_seconds, stage_detail
 from simulator.row_bytes import require_wire_type, row_bytes
 from simulator.transport import Transport
@@ -78,15 +78,13 @@ class SimulatedCluster:
             tokens_per_rank=float(counts.tokens_of_rank.mean()),
         )
 
-    def least_time(
-        self,
-        problem: Problem,
-        cross_rows: NDArray[np.float64],
-        intra_rows: NDArray[np.float64],
-        busiest_load: NDArray[np.float64],
-    ) -> LayerTime:
-        """A time that no plan beats whose rows and load are at least these [L] (see `simulator.least_time`)."""
-        return least_time(self, problem, cross_rows, intra_rows, busiest_load)
+    def sending(self, topology: Topology) -> Sending:
+        """Whose rows between nodes bound a stage by the busiest (see `simulator.least_time`)."""
+        return Sending(sender_of_rank(topology, self.scheme.startswith("hierarchical")), self.tokens_per_rank)
+
+    def least_time(self, problem: Problem, bounds: Bounds) -> LayerTime:
+        """A time that no plan beats whose rows, those of `sending`, and load are at least these."""
+        return least_time(self, problem, bounds)
 
     def stage_details(
         self, problem: Problem, counts: Traffic

@@ -96,12 +96,12 @@ def _branches(relaxation: Relaxation, fixed: NDArray[np.int8], block: int, exper
 
 def cost_of_sets(relaxation: Relaxation, inside: NDArray[np.bool_]) -> float:
     """What tokens cost with these sets [blocks, E]; at least, if they may need several more (`spread`)."""
-    cost = 0.0
+    cost = []
     for block, inside_E in zip(relaxation.blocks, inside, strict=True):
         held = inside_E[block.experts]
         leaves, enters = ~held.all(axis=1), held.any(axis=1)
-        cost += float(block.weight @ np.where(block.sign > 0, leaves, enters))
-    return cost
+        cost.append(block.weight * np.where(block.sign > 0, leaves, enters))
+    return relaxation.costliest(cost)
 
 
 def _propagate(relaxation: Relaxation, fixed: NDArray[np.int8]) -> bool:

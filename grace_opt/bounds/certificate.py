@@ -4,7 +4,7 @@ import math
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,15 @@ from grace_opt.bounds import combinatorial
 from grace_opt.bounds.branch_and_bound import Limits, bound_by_cases
 from grace_opt.bounds.node_rows import rows_relaxation
 from grace_opt.bounds.relaxation import Relaxation
+from grace_opt.bounds.senders import Sending
 from grace_opt.bounds.token_sets import token_sets
 from grace_opt.cores import num_cores
 from grace_opt.interrupts import interrupts_held
 from grace_opt.problem import Problem
 
 METHODS = ("combinatorial", "semidefinite")
-Progress = Callable[[int, float], None]
+KINDS = ("between nodes", "busiest sender", "inside nodes")
+Progress = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,30 +31,39 @@ class Bounds:
 
     Attributes:
         cross_node_rows: float64 [L], rows between nodes, under every scheme.
+        busiest_sender_rows: float64 [L], those of the busiest sender of each batch, summed over batches; 0 if it was
+            not said who sends (`senders.Sending`).
         intra_node_rows: float64 [L], rows between ranks of a node under `hierarchical`.
+        busiest_receiver_rows: float64 [L], those that the busiest rank receives.
         busiest_load: float64 [L], (token, expert) pairs of the busiest rank.
         cross_node_method, intra_node_method: of each layer, one of METHODS.
     """
 
     cross_node_rows: NDArray[np.float64]
+    busiest_sender_rows: NDArray[np.float64]
     intra_node_rows: NDArray[np.float64]
+    busiest_receiver_rows: NDArray[np.float64]
     busiest_load: NDArray[np.float64]
-    cross_node_method: tuple[str, ...]
-    intra_node_method: tuple[str, ...]
+    cross_node_method: tuple[str, ...] = ()
+    intra_node_method: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for array in (self.cross_node_rows, self.intra_node_rows, self.busiest_load):
+        for field in fields(self)[:5]:
+            array = np.array(getattr(self, field.name), np.float64)
             assert np.isfinite(array).all()
             array.setflags(write=False)
+            object.__setattr__(self, field.name, array)
 
 
 def counted_bounds(problem: Problem) -> Bounds:
     """The bounds that counting slots gives, in no time."""
     methods = (METHODS[0],) * problem.model.num_layers
     return Bounds(
-        np.array(combinatorial.cross_node_rows(problem)),
-        np.array(combinatorial.rows_off_proxies(problem)),
-        np.array(combinatorial.busiest_rank_load(problem)),
+        combinatorial.cross_node_rows(problem),
+        np.zeros(problem.model.num_layers),
+        combinatorial.rows_off_proxies(problem),
+        combinatorial.busiest_receiver_rows(problem),
+        combinatorial.busiest_rank_load(problem),
         methods,
         methods,
     )
@@ -65,18 +76,23 @@ def lower_bounds(
     *,
     cases_per_layer: int = 10**9,
     rows_of_plan: Sequence[float] | None = None,
+    sending: Sending | None = None,
+    busiest_of_plan: Sequence[float] | None = None,
     intra: bool = True,
     progress: Progress | None = None,
 ) -> Bounds:
     """Bound every layer; Ctrl-C ends it early with what is proven so far.
 
     Args:
-        seconds_per_layer: for the rows between nodes of one layer; half of it for those inside nodes.
+        seconds_per_layer: for the rows between nodes of one layer, and again for those of the busiest sender; half of
+            it for those inside nodes.
         workers: processes, each with a layer at a time; None uses all cores, 1 stays in this process.
         cases_per_layer: of branch and bound; with this limit and endless seconds the bounds are deterministic.
         rows_of_plan: [L] rows between nodes of a known plan, at which the search for better bounds may stop.
+        sending: who sends rows between nodes, to bound the busiest too.
+        busiest_of_plan: [L] rows of a known plan's busiest senders, likewise.
         intra: also bound rows inside nodes by more than counting.
-        progress: called with (layer, proven rows between nodes) as they rise.
+        progress: called with (index into KINDS, layer, proven rows) as they rise.
 
     Raises:
         ValueError: seconds, cases or workers are not positive.
@@ -87,48 +103,67 @@ def lower_bounds(
             raise ValueError(f"bounds: {name} must be positive, got {value}")
     if workers < 1:
         raise ValueError(f"bounds: workers must be at least 1, got {workers}")
-    counted = combinatorial.cross_node_rows(problem), combinatorial.rows_off_proxies(problem)
-    tasks = list(_tasks(problem, seconds_per_layer, cases_per_layer, rows_of_plan, intra))
-    proven = np.array(counted)
+    counted = counted_bounds(problem)
+    known = (rows_of_plan, busiest_of_plan, None)
+    tasks = list(_tasks(problem, seconds_per_layer, cases_per_layer, known, sending, intra))
+    proven = np.array((counted.cross_node_rows, counted.busiest_sender_rows, counted.intra_node_rows))
     found = _run(tasks, proven, workers, progress)
     methods = [tuple(METHODS[int(better)] for better in row) for row in found > proven]
-    best = np.maximum(found, proven)
-    return Bounds(best[0].copy(), best[1].copy(), combinatorial.busiest_rank_load(problem), methods[0], methods[1])
+    cross, sender, inside = np.maximum(found, proven)
+    return replace(
+        counted,
+        cross_node_rows=cross,
+        busiest_sender_rows=sender,
+        intra_node_rows=inside,
+        cross_node_method=methods[0],
+        intra_node_method=methods[2],
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    place: tuple[int, int]  # 0 between nodes or 1 inside, layer
+    place: tuple[int, int]  # index into KINDS, layer
     relaxation: Relaxation
     limits: Limits
 
 
 def _tasks(
-    problem: Problem, seconds: float, cases: int, rows_of_plan: Sequence[float] | None, intra: bool
+    problem: Problem,
+    seconds: float,
+    cases: int,
+    known: Sequence[Sequence[float] | None],
+    sending: Sending | None,
+    intra: bool,
 ) -> Iterator[_Task]:
     topology, trace = problem.topology, problem.trace
-    node_of_rank, sizes = topology.node_of_rank, topology.ranks_per_node
-    groupings = [(0, node_of_rank, seconds)] if topology.num_nodes > 1 else []
+    sizes, layers = topology.ranks_per_node, range(trace.num_layers)
+    groupings = [(0, topology.node_of_rank, seconds)] if topology.num_nodes > 1 else []
+    if sending is not None and topology.num_nodes > 1:
+        groupings.append((1, topology.node_of_rank, seconds))
     if intra and len(set(sizes)) == 1 and sizes[0] > 1:
-        groupings.append((1, np.arange(topology.num_ranks) % sizes[0], seconds / 2))
+        groupings.append((2, np.arange(topology.num_ranks) % sizes[0], seconds / 2))
     for kind, group_of_rank, budget in groupings:
         slots_G = np.bincount(group_of_rank, problem.slots_per_rank).astype(np.int64)
-        for layer in range(trace.num_layers):
-            known = math.inf if rows_of_plan is None or kind else float(rows_of_plan[layer])
-            relaxation = rows_relaxation(token_sets(trace, layer, group_of_rank), problem.model.num_experts, slots_G)
-            yield _Task((kind, layer), relaxation, Limits(budget, cases, known))
+        for layer in layers:
+            of_plan = known[kind]
+            limits = Limits(budget, cases, math.inf if of_plan is None else float(of_plan[layer]))
+            if kind == 1 and sending is not None:
+                tokens, senders = sending.token_sets(trace, layer, topology.node_of_rank)
+            else:
+                tokens, senders = token_sets(trace, layer, group_of_rank), None
+            yield _Task((kind, layer), rows_relaxation(tokens, problem.model.num_experts, slots_G, senders), limits)
 
 
 def _run(
     tasks: list[_Task], proven: NDArray[np.float64], workers: int, progress: Progress | None
 ) -> NDArray[np.float64]:
-    """[2, L] what the tasks prove; of an interrupted one what it had proven."""
+    """[KINDS, L] what the tasks prove; of an interrupted one what it had proven."""
     found = np.zeros_like(proven)
 
     def note(place: tuple[int, int], rows: float) -> None:
         found[place] = max(found[place], rows)
-        if progress is not None and place[0] == 0:
-            progress(place[1], float(max(found[place], proven[place])))
+        if progress is not None:
+            progress(*place, float(max(found[place], proven[place])))
 
     try:
         if workers == 1 or len(tasks) < 2:

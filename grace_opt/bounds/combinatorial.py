@@ -1,7 +1,7 @@
 """Lower bounds from counting slots: they hold for every plan within the problem's slots, whatever its routing.
 
 Data: load_e tokens that chose expert e, s_r slots of rank r, K experts a token chose, home rank of every token.
-All three count the trace as one batch. Rows of batches add up to rows of the trace; the busiest rank's load, summed
+All count the trace as one batch. Rows of batches add up to rows of the trace; the busiest rank's load, summed
 over batches, is no less than that of the trace.
 
 Example: experts with loads 6, 2, 2 and 2 on 4 ranks of 1 slot: the hottest has no room for a second copy, so one rank
@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grace_opt.problem import Problem
-from grace_opt.profile import expert_loads
+from grace_opt.profile import expert_loads, grouped_loads
 from grace_opt.topology import proxy_ranks
+from grace_opt.traffic import batch_segments
 
 
 def busiest_rank_load(problem: Problem) -> NDArray[np.float64]:
@@ -62,6 +63,30 @@ def rows_off_proxies(problem: Problem) -> NDArray[np.float64]:
     for tokens, proxies in zip(tokens_R, proxies_RN, strict=True):
         rows += tokens * _groups_needed(slots_R[proxies].sum(), np.delete(slots_R, proxies), problem.model.top_k)
     return np.full(problem.model.num_layers, rows)
+
+
+def busiest_receiver_rows(problem: Problem) -> NDArray[np.float64]:
+    """[L] no plan's busiest rank receives fewer rows inside its node under `hierarchical`: those for one hot expert.
+
+    Proof: every expert but e needs a slot, so e is on at most c = min(ranks with slots, sum s_r - E + 1) ranks. A token
+    that chose e needs a row into one of them, unless it comes to that very rank: for its local number on its node is
+    that of the token's home. Tokens of at most c local numbers do, the most frequent ones at best; the others' rows
+    are spread over c ranks.
+    """
+    topology, trace = problem.topology, problem.trace
+    assert trace.homes is not None
+    proxies_RN = proxy_ranks(topology.ranks_per_node)
+    ranks = int(np.count_nonzero(problem.slots_per_rank))
+    copies = min(ranks, problem.num_slots - problem.model.num_experts + 1)
+    segments, _ = batch_segments(trace, topology.num_ranks, None)
+    rows_L = np.zeros(trace.num_layers)
+    for layer in range(trace.num_layers):
+        chosen_RE = grouped_loads(trace, layer, segments[:, :3], topology.num_ranks)
+        arrives_RE = np.zeros_like(chosen_RE)
+        np.add.at(arrives_RE, proxies_RN, chosen_RE[:, None, :])
+        there_E = np.sort(arrives_RE, axis=0)[topology.num_ranks - copies :].sum(axis=0)
+        rows_L[layer] = max(0.0, ((chosen_RE.sum(axis=0) - there_E) / copies).max())
+    return rows_L
 
 
 def _fewest_visits(

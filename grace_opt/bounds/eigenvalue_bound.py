@@ -24,7 +24,7 @@ from grace_opt.bounds.relaxation import Matrices, Mixes, Relaxation, assemble, i
 class EigenvalueBound:
     """The certified bound as a function of shares, u and prices.
 
-    Shares are varied through their logarithms, so that they stay a convex mix.
+    Shares, also those of senders, are varied through their logarithms, so that they stay a convex mix.
     """
 
     def __init__(self, relaxation: Relaxation, mixes: Mixes, signs: NDArray[np.float64]) -> None:
@@ -35,6 +35,7 @@ class EigenvalueBound:
         self.scale = max(relaxation.num_tokens, 1.0) / relaxation.num_experts
         self.shapes = [share.shape for share in mixes.share]
         self.start = [np.where(share > 0, share, 0.0) for share in mixes.share]
+        self.start_of_sender = mixes.of_sender
         self.best = -math.inf
         self.best_point: NDArray[np.float64] = np.zeros(0)
         self.coupled = relaxation.coupling != "free"
@@ -44,7 +45,7 @@ class EigenvalueBound:
     ) -> tuple[float, NDArray[np.float64]]:
         """The best certified bound met until `end` (`time.monotonic`), its prices; leaves its shares in the mixes."""
         reduced = [tie.T**2 @ u for tie, u in zip(self.ties, multipliers, strict=True)]
-        tilts = [np.zeros(share.size) for share in self.start]
+        tilts = [np.zeros(share.size) for share in (*self.start, self.start_of_sender)]
         point = np.concatenate([*reduced, *tilts, prices if self.coupled else prices[:0]])
         limits = None
         if self.relaxation.coupling == "cover":
@@ -58,19 +59,26 @@ class EigenvalueBound:
             if time.monotonic() >= end:
                 break
         _, tilts, best_prices = self._split(self.best_point)
-        self.mixes.share = [_tilted(start, tilt) for start, tilt in zip(self.start, tilts, strict=True)]
+        self.mixes.share, self.mixes.of_sender = self._shares(tilts)
         return self.best, best_prices if self.coupled else prices
 
     def _split(self, point: NDArray[np.float64]) -> tuple[Matrices, Matrices, NDArray[np.float64]]:
         sides = [basis.shape[0] for basis in self.bases]
-        parts = np.split(point, np.cumsum(sides + [rows * width for rows, width in self.shapes]))
-        tilts = [tilt.reshape(shape) for tilt, shape in zip(parts[len(sides) : -1], self.shapes, strict=True)]
-        return parts[: len(sides)], tilts, parts[-1]
+        sizes = [rows * width for rows, width in self.shapes]
+        parts = np.split(point, np.cumsum([*sides, *sizes, len(self.start_of_sender)]))
+        return parts[: len(sides)], parts[len(sides) : -1], parts[-1]
+
+    def _shares(self, tilts: Matrices) -> tuple[Matrices, NDArray[np.float64]]:
+        """Those of inequalities, of each block, and of senders."""
+        *of_blocks, of_senders = tilts
+        shapes = zip(self.start, of_blocks, self.shapes, strict=True)
+        shares = [_tilted(start, tilt.reshape(shape)) for start, tilt, shape in shapes]
+        return shares, self.relaxation.tilted(self.start_of_sender, of_senders)
 
     def _negative(self, point: NDArray[np.float64], smoothing: float) -> tuple[float, NDArray[np.float64]]:
         multipliers, tilts, prices = self._split(point)
-        shares = [_tilted(start, tilt) for start, tilt in zip(self.start, tilts, strict=True)]
-        constant, matrices = assemble(self.relaxation, self.mixes, shares)
+        shares, of_sender = self._shares(tilts)
+        constant, matrices = assemble(self.relaxation, self.mixes, shares, of_sender)
         if self.coupled:
             matrices = with_prices(matrices, prices)
         smooth = exact = constant + float(prices.sum()) * (1 - len(matrices) / 2)
@@ -90,11 +98,14 @@ class EigenvalueBound:
         if exact > self.best:
             self.best, self.best_point = float(exact), point.copy()
         values = inequalities(self.relaxation, self.mixes, gram)
-        share_slopes = []
+        share_slopes, cost = [], []
         for block, share, value in zip(self.relaxation.blocks, shares, values, strict=True):
             value[share == 0] = 0.0
-            excess = value - (share * value).sum(axis=1, keepdims=True)
-            share_slopes.append((block.weight[:, None] * share * excess).ravel())
+            mean = (share * value).sum(axis=1)
+            cost.append(block.weight * mean)
+            weight = block.weight * of_sender[block.sender]
+            share_slopes.append((weight[:, None] * share * (value - mean[:, None])).ravel())
+        share_slopes.append(self.relaxation.slopes_of_shares(cost, of_sender))
         return -smooth / self.scale, -np.concatenate([*slopes, *share_slopes, price_slope]) / self.scale
 
 

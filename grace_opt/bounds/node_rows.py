@@ -17,31 +17,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grace_opt.bounds.relaxation import Block, Relaxation
+from grace_opt.bounds.senders import Senders
 from grace_opt.bounds.token_sets import TokenSets
 
 
-def rows_relaxation(tokens: TokenSets, num_experts: int, slots_G: NDArray[np.integer]) -> Relaxation:
+def rows_relaxation(
+    tokens: TokenSets, num_experts: int, slots_G: NDArray[np.integer], senders: Senders | None = None
+) -> Relaxation:
     """What all plans with these slots cost at least in rows to groups other than home.
 
     Args:
-        tokens: with home groups.
+        tokens: with home groups, or senders.
         slots_G: [G] slots of each group.
+        senders: the rows of each batch's busiest sender are summed; None: all rows.
     """
     sizes = np.minimum(slots_G, num_experts).tolist()
     copies = sum(sizes) > num_experts
+    home = tokens.home if senders is None else senders.node[tokens.home]
+    batch = np.zeros(1, np.int64) if senders is None else senders.batch
+    everyone = np.ones(len(home), bool)
+
+    def block(kept: NDArray[np.bool_], size: int, sign: NDArray[np.float64]) -> Block:
+        sender = np.zeros(len(home), np.int64) if senders is None else tokens.home
+        return Block(size, tokens.experts[kept], tokens.weight[kept].astype(np.float64), sign[kept], sender[kept])
+
     if len(sizes) == 2 and not copies:  # the second set is the complement of the first
-        return Relaxation(num_experts, (_block(tokens, sizes[0], np.where(tokens.home == 0, 1.0, -1.0)),), "free")
+        blocks = [block(everyone, sizes[0], np.where(home == 0, 1.0, -1.0))]
+        return Relaxation(num_experts, tuple(blocks), "free", batch=batch)
     if copies:
-        blocks = [_block(_part(tokens, tokens.home == n), size, 1.0) for n, size in enumerate(sizes)]
-        return Relaxation(num_experts, tuple(blocks), "cover", spread=len(sizes) > 2)
-    blocks = [_block(_part(tokens, tokens.home != n), size, -1.0) for n, size in enumerate(sizes)]
-    return Relaxation(num_experts, tuple(blocks), "partition")
-
-
-def _part(tokens: TokenSets, kept: NDArray[np.bool_]) -> TokenSets:
-    return TokenSets(tokens.experts[kept], tokens.home[kept], tokens.weight[kept])
-
-
-def _block(tokens: TokenSets, size: int, sign: NDArray[np.float64] | float) -> Block:
-    weight = tokens.weight.astype(np.float64)
-    return Block(size, tokens.experts, weight, np.broadcast_to(np.asarray(sign, np.float64), weight.shape).copy())
+        blocks = [block(home == n, size, np.ones(len(home))) for n, size in enumerate(sizes)]
+        return Relaxation(num_experts, tuple(blocks), "cover", spread=len(sizes) > 2, batch=batch)
+    blocks = [block(home != n, size, -np.ones(len(home))) for n, size in enumerate(sizes)]
+    return Relaxation(num_experts, tuple(blocks), "partition", batch=batch)

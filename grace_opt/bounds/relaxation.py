@@ -11,7 +11,7 @@ Objective: sum over tokens of weight x max over inequalities of a lower bound th
 A token enters S_b exactly if it is not inside the complement, so one kind of inequality serves both (y_0 changes sign).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -25,6 +25,8 @@ Matrices = list[NDArray[np.float64]]
 COUPLINGS = ("free", "partition", "cover")
 WIDTH = 24
 """Inequalities a token may have in play at once."""
+SENDER_SMOOTHING = 0.02
+"""Of the maximum over senders, relative to the tokens of a batch's largest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +38,14 @@ class Block:
         experts: int64 [M, K].
         weight: float64 [M], tokens.
         sign: float64 [M], 1 for tokens that cost unless inside the set, -1 for those that cost if they meet it.
+        sender: int64 [M], whose cost they are.
     """
 
     size: int
     experts: NDArray[np.int64]
     weight: NDArray[np.float64]
     sign: NDArray[np.float64]
+    sender: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,20 +53,59 @@ class Relaxation:
     """All blocks, how they hang together, and the inequalities on a token's cost.
 
     With `spread`, a token costs 1 for every set it needs besides that of its own block (`spread_quadratics`).
+    batch: int64 [G], in which batch each sender sends; of a batch its costliest sender counts.
     """
 
     num_experts: int
     blocks: tuple[Block, ...]
     coupling: str
     spread: bool = False
+    batch: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
 
     def __post_init__(self) -> None:
         assert self.coupling in COUPLINGS
         assert all(0 <= block.size <= self.num_experts for block in self.blocks)
+        assert (np.diff(self.batch) >= 0).all()
 
     @property
     def num_tokens(self) -> float:
-        return float(sum(block.weight.sum() for block in self.blocks))
+        """The most that tokens cost, if each costs 1 in a block."""
+        return float(np.maximum.reduceat(self.of_senders([block.weight for block in self.blocks]), self._first).sum())
+
+    def of_senders(self, cost: Matrices) -> NDArray[np.float64]:
+        """[G] sums of costs [M] of each block."""
+        counts = [
+            np.bincount(block.sender, of_block, len(self.batch))
+            for block, of_block in zip(self.blocks, cost, strict=True)
+        ]
+        return np.asarray(np.sum(counts, axis=0))
+
+    def costliest(self, cost: Matrices) -> float:
+        """Of costs [M] of each block: those of the costliest sender of each batch, summed over batches."""
+        return float(np.maximum.reduceat(self.of_senders(cost), self._first).sum())
+
+    def smooth_costliest(self, cost: Matrices, share_G: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        """The same, each maximum as smoothing x log sum share exp(cost / smoothing); the shares of its slope."""
+        smoothing = SENDER_SMOOTHING * self.num_tokens / len(self._first)
+        tilt_G = self.of_senders(cost) / smoothing
+        highest = np.maximum.reduceat(tilt_G, self._first)
+        total = np.add.reduceat(share_G * np.exp(tilt_G - highest[self.batch]), self._first)
+        return float(smoothing * (highest + np.log(total)).sum()), self.tilted(share_G, tilt_G)
+
+    def tilted(self, share_G: NDArray[np.float64], tilt_G: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[G] shares of senders in proportion to share x exp(tilt), which add up to 1 in each batch."""
+        share_G = share_G * np.exp(tilt_G - np.maximum.reduceat(tilt_G, self._first)[self.batch])
+        return np.asarray(share_G / np.add.reduceat(share_G, self._first)[self.batch])
+
+    def slopes_of_shares(self, cost: Matrices, share_G: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[G] of sum share x cost, in the logarithms of shares that keep adding up to 1."""
+        cost_G = self.of_senders(cost)
+        return np.asarray(share_G * (cost_G - np.add.reduceat(share_G * cost_G, self._first)[self.batch]))
+
+    @property
+    def _first(self) -> NDArray[np.int64]:
+        """[batches] the first sender of each."""
+        return np.flatnonzero(np.diff(self.batch, prepend=-1))
 
     @property
     def inequalities(self) -> "Inequalities":
@@ -113,10 +156,12 @@ class Mixes:
     Attributes:
         chosen: int16 [M, WIDTH] of each block, indices into the quadratics; -1 for none, after those in play.
         share: float64 [M, WIDTH] of each block, each row adds up to 1.
+        of_sender: float64 [G], share of each sender in its batch; those of a batch add up to 1.
     """
 
     chosen: list[NDArray[np.int16]]
     share: list[NDArray[np.float64]]
+    of_sender: NDArray[np.float64]
 
     @classmethod
     def even(cls, relaxation: Relaxation) -> "Mixes":
@@ -128,18 +173,22 @@ class Mixes:
         row[: len(start)] = start
         share = (row >= 0) / len(start)
         shapes = [(len(block.weight), 1) for block in relaxation.blocks]
-        return cls([np.tile(row, shape) for shape in shapes], [np.tile(share, shape) for shape in shapes])
+        of_sender = 1 / np.bincount(relaxation.batch)[relaxation.batch]
+        return cls([np.tile(row, shape) for shape in shapes], [np.tile(share, shape) for shape in shapes], of_sender)
 
     def copy(self) -> "Mixes":
-        return Mixes([array.copy() for array in self.chosen], [array.copy() for array in self.share])
+        return Mixes(
+            [array.copy() for array in self.chosen], [array.copy() for array in self.share], self.of_sender.copy()
+        )
 
     def renew(self, relaxation: Relaxation, gram: Matrices, smoothing: float) -> None:
         """Multiply shares by exp(inequality / smoothing), drop the least, add each token's strongest at Y = gram."""
         values = inequalities(relaxation, self, gram)
-        stack = np.array(gram)
+        stack, cost = np.array(gram), []
         for b, (block, value) in enumerate(zip(relaxation.blocks, values, strict=True)):
-            smooth_maximum(value, self.share[b], smoothing)
+            cost.append(block.weight * smooth_maximum(value, self.share[b], smoothing))
             renew_of_tokens(stack, b, block.experts, block.sign, relaxation.inequalities, self.chosen[b], self.share[b])
+        _, self.of_sender = relaxation.smooth_costliest(cost, self.of_sender)
 
 
 def inequalities(relaxation: Relaxation, mixes: Mixes, gram: Matrices) -> Matrices:
@@ -162,8 +211,11 @@ def smooth_maximum(
     return np.asarray(highest + smoothing * np.log(total))
 
 
-def assemble(relaxation: Relaxation, mixes: Mixes, shares: Matrices) -> tuple[float, Matrices]:
+def assemble(
+    relaxation: Relaxation, mixes: Mixes, shares: Matrices, of_sender: NDArray[np.float64] | None = None
+) -> tuple[float, Matrices]:
     """Constant and matrices Q [E + 1, E + 1] a block: constant + sum <Q, Y> is the mix with these shares."""
+    of_sender = mixes.of_sender if of_sender is None else of_sender
     experts = relaxation.num_experts
     linear_BE = np.zeros((len(relaxation.blocks), experts))
     pairs_BEE = np.zeros((len(relaxation.blocks), experts, experts))
@@ -171,7 +223,8 @@ def assemble(relaxation: Relaxation, mixes: Mixes, shares: Matrices) -> tuple[fl
     for b, (block, chosen, share) in enumerate(zip(relaxation.blocks, mixes.chosen, shares, strict=True)):
         known = relaxation.inequalities
         constant += assemble_of_tokens(
-            b, block.experts, block.weight, block.sign, known, chosen, share, linear_BE, pairs_BEE
+            b, block.experts, block.weight * of_sender[block.sender], block.sign, known, chosen, share, linear_BE,
+            pairs_BEE,
         )  # fmt: skip
     constant += linear_BE.sum() / 2 + pairs_BEE.sum() / 4
     pairs_BEE = (pairs_BEE + pairs_BEE.swapaxes(1, 2)) / 2
@@ -186,7 +239,8 @@ def evaluate(relaxation: Relaxation, mixes: Mixes, gram: Matrices, smoothing: fl
 
     A token's maximum over inequalities is smoothed to  smoothing x log sum share exp(inequality / smoothing).
     """
-    value, shares = 0.0, [share.copy() for share in mixes.share]
-    for block, values, share in zip(relaxation.blocks, inequalities(relaxation, mixes, gram), shares, strict=True):
-        value += float(block.weight @ smooth_maximum(values, share, smoothing))
-    return (value, *assemble(relaxation, mixes, shares))
+    shares = [share.copy() for share in mixes.share]
+    known = zip(relaxation.blocks, inequalities(relaxation, mixes, gram), shares, strict=True)
+    cost = [block.weight * smooth_maximum(values, share, smoothing) for block, values, share in known]
+    value, of_sender = relaxation.smooth_costliest(cost, mixes.of_sender)
+    return (value, *assemble(relaxation, mixes, shares, of_sender))

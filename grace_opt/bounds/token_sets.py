@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grace_opt.trace import Trace
+from grace_opt.traffic import batch_segments
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,18 +41,23 @@ class TokenSets:
         return TokenSets(self.experts[kept], self.home[kept], self.weight[kept])
 
 
-def token_sets(trace: Trace, layer: int, group_of_rank: NDArray[np.integer]) -> TokenSets:
+def token_sets(
+    trace: Trace, layer: int, group_of_rank: NDArray[np.integer], tokens_per_rank: float | None = None
+) -> TokenSets:
     """The sets of one layer, ordered by home and experts.
 
     Args:
         trace: with homes.
         group_of_rank: [R] what counts as a token's home: the node of its rank, or the rank itself.
+        tokens_per_rank: of a batch (see `traffic.batch_segments`): the home of a token in batch b is then
+            b x groups + group. None: one batch.
     """
-    assert trace.homes is not None
-    home_Q = np.asarray(group_of_rank, np.int64)[trace.homes]
-    home_T = np.repeat(home_Q, trace.lengths)
+    group_of_rank = np.asarray(group_of_rank, np.int64)
+    segments, _ = batch_segments(trace, len(group_of_rank), tokens_per_rank)
+    home_S = segments[:, 3] * (group_of_rank.max() + 1) + group_of_rank[segments[:, 2]]
+    home_T = np.repeat(home_S, segments[:, 1] - segments[:, 0])
     ids_LTK = np.asarray(trace.expert_ids[layer])
-    ids_TK = np.concatenate([ids_LTK[start:stop] for start, stop in zip(trace.starts, trace.stops, strict=True)])
+    ids_TK = np.concatenate([ids_LTK[start:stop] for start, stop in segments[:, :2]])
     rows = np.column_stack((home_T, np.sort(ids_TK.astype(np.int64), axis=1)))
     order = np.lexsort(rows.T[::-1])
     rows = rows[order]

@@ -2,6 +2,7 @@
 
 import argparse
 
+from analysis import bench_bounds
 from analysis.bench_planners import RIVALS, measure_cell
 from analysis.bench_traffic import measure, write_random_trace
 from grace_opt.provenance import append_rows
@@ -23,7 +24,7 @@ def test_rows_are_appended_under_one_header(tmp_path):
 
 def test_a_cell_of_the_planners_benchmark_holds_every_planner_at_the_same_slots(tmp_path):
     options = argparse.Namespace(traces=tmp_path, maps=1, seconds=1.0, rival_seconds=1.0)
-    rows = measure_cell(options, "sample", "a100_25gbe_2x2", "prefill", "E + 1 per rank")
+    rows = measure_cell(options, ("sample", "a100_25gbe_2x2", "prefill", "E + 1 per rank"))
     by_name = {row["planner"]: row for row in rows}
     assert set(by_name) == {*RIVALS, "joint", "grace", "joint_with_homes"}
     assert {row["slots"] for name, row in by_name.items() if name != "grace"} == {4 * 17}
@@ -33,4 +34,13 @@ def test_a_cell_of_the_planners_benchmark_holds_every_planner_at_the_same_slots(
 
 def test_a_budget_that_another_holds_already_makes_no_cell(tmp_path):
     options = argparse.Namespace(traces=tmp_path, maps=1, seconds=1.0, rival_seconds=1.0)
-    assert measure_cell(options, "sample", "h100_ib_4x8", "prefill", "1.25 E") == []
+    assert measure_cell(options, ("sample", "h100_ib_4x8", "prefill", "1.25 E")) == []
+
+
+def test_a_cell_of_the_bounds_benchmark_proves_more_than_counting_does(tmp_path):
+    options = argparse.Namespace(traces=tmp_path, every=8, seconds=1.0, plan_seconds=8.0)
+    row = bench_bounds.measure_cell(options, ("sample", "a100_25gbe_2x2", "prefill", "E"))
+    assert (row["layers"], row["plan_limit_s"]) == (1, 1.0)
+    assert 0 < row["gap"] < row["gap_by_counting"]
+    assert row["layer_time_s"] > row["bound_s"] > 0
+    assert row["rows_gap"] >= 0 and row["busiest_gap"] >= 0

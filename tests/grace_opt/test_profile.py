@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grace_opt.profile import affinity, expert_loads
+from grace_opt.profile import affinity, expert_loads, grouped_loads
 from grace_opt.trace import Trace
 
 TOKENS = [[[0, 1, 2], [1, 2, 3], [2, 1, 0]], [[3, 2, 1], [3, 2, 0], [3, 1, 0]]]
@@ -25,6 +25,11 @@ def test_a_part_of_a_trace_profiles_its_own_tokens_only(make_trace: Callable[...
     part = make_trace(TOKENS).select(np.array([0, 2]))
     assert expert_loads(part).tolist() == [[2, 2, 2, 0], [1, 2, 1, 2]]
     assert affinity(part, 1)[3].tolist() == [1, 2, 1, 0]
+
+
+def test_loads_of_groups_are_those_of_their_runs(make_trace: Callable[..., Trace]) -> None:
+    runs = np.array([[0, 1, 1], [2, 3, 1], [1, 2, 0]])
+    assert grouped_loads(make_trace(TOKENS), 0, runs, 3).tolist() == [[0, 1, 1, 1], [2, 2, 2, 0], [0, 0, 0, 0]]
 
 
 @given(data=st.data())

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grace_opt.bounds.certificate import Bounds
 from grace_opt.plan import Plan
 from grace_opt.problem import Problem
 from grace_opt.topology import Topology
 from grace_opt.trace import Trace
 from grace_opt.traffic import PREDICTED_SCHEMES, Traffic, traffic
 from simulator.cluster import SimulatedCluster
+from simulator.least_time import sender_of_rank
 from simulator.transport import Kernel, Protocol, Transport
 
 FAST = Protocol(startup_s=0.1, bytes_per_s=150, spread_s=0.05, expert_s=0.01, half_ends=8)
@@ -29,11 +31,16 @@ TRANSPORTS = (
 
 def _told(cluster: SimulatedCluster, problem: Problem, counts: Traffic) -> Any:
     """The least time for exactly these rows and this load."""
+    inside = counts.dispatch("hierarchical")[1]
     return cluster.least_time(
         problem,
-        counts.cross_node_rows(cluster.scheme.replace("_padded", "")).sum(axis=1),
-        counts.intra_node_rows("hierarchical").sum(axis=1),
-        counts.load.max(axis=2).sum(axis=1),
+        Bounds(
+            cross_node_rows=counts.cross_node_rows(cluster.scheme.replace("_padded", "")).sum(axis=1),
+            busiest_sender_rows=cluster.sending(problem.topology).busiest_rows(counts),
+            intra_node_rows=counts.intra_node_rows("hierarchical").sum(axis=1),
+            busiest_receiver_rows=inside.sum(axis=(1, 2)).max(axis=1),
+            busiest_load=counts.load.max(axis=2).sum(axis=1),
+        ),
     )
 
 
@@ -103,11 +110,33 @@ def test_a_shared_card_is_the_weakest_cut(
     assert least.dispatch_s == pytest.approx(8 + 0.11)
 
 
+def test_the_busiest_sender_bounds_a_stage(
+    make_problem: Callable[..., Problem], make_trace: Callable[..., Trace], make_plan: Callable[..., Plan]
+) -> None:
+    """All four rows leave rank 0 at 20 bytes/s after 0.1 s; were they spread over both nodes, half would do."""
+    problem = make_problem(make_trace([[[2, 3]] * 4], homes=[0] * 4), 1)
+    counts = traffic(problem.trace, make_plan([[[0], [1], [2], [3]]]))
+    cluster = SimulatedCluster("hierarchical")
+    across = cluster.stage_details(problem, counts)[0][0].seconds
+    assert across == pytest.approx(4.1)
+    bounds = Bounds([4.0], [4.0], [0.0], [0.0], [0.0])  # type: ignore[arg-type]
+    least = cluster.least_time(problem, bounds)
+    assert least.dispatch_s == pytest.approx(across)
+    assert least.combine_s == pytest.approx(across)
+
+
+def test_ranks_send_as_one_where_they_share_a_card(make_topology: Callable[..., Topology]) -> None:
+    assert sender_of_rank(make_topology()).tolist() == [0, 1, 2, 3]
+    assert sender_of_rank(make_topology(nic_of="node")).tolist() == [0, 0, 1, 1]
+    assert sender_of_rank(make_topology(1, 4)).tolist() == [0, 1, 2, 3]
+
+
 def test_loading_bounds_experts_that_few_tokens_choose(
     make_problem: Callable[..., Problem], make_trace: Callable[..., Trace]
 ) -> None:
     """Four experts of one token each are loaded in 0.3 s each, on four ranks after a launch."""
     problem = make_problem(make_trace([[[0, 1], [2, 3]]], homes=[0, 2]), 1)
-    least = SimulatedCluster().least_time(problem, np.zeros(1), np.zeros(1), np.ones(1))
+    bounds = Bounds(*np.zeros((4, 1)), busiest_load=np.ones(1))
+    least = SimulatedCluster().least_time(problem, bounds)
     assert least.experts_s == pytest.approx(0.35)
     assert (least.dispatch_s == 0).all()

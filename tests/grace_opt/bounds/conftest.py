@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from grace_opt.bounds.senders import Senders
 from grace_opt.bounds.token_sets import TokenSets
 
 
@@ -29,7 +30,26 @@ def _rows(tokens: TokenSets, holds_GE: NDArray[np.bool_]) -> int:
     return int(total)
 
 
-def _best_rows(tokens: TokenSets, num_experts: int, slots: list[int]) -> int:
+def _with_senders(tokens: TokenSets, groups: int, batches: int = 2) -> tuple[TokenSets, Senders]:
+    """Tokens in random batches, two senders a group: in each batch those of one home are dealt to its two."""
+    random = np.random.default_rng(tokens.num_tokens)
+    batch, which = random.integers(batches, size=len(tokens.home)), random.integers(2, size=len(tokens.home))
+    node = np.tile(np.repeat(np.arange(groups), 2), batches)
+    home = (batch * groups + tokens.home) * 2 + which
+    return TokenSets(tokens.experts, home, tokens.weight), Senders(node, np.repeat(np.arange(batches), 2 * groups))
+
+
+def _busiest_rows(tokens: TokenSets, senders: Senders, holds_GE: NDArray[np.bool_]) -> int:
+    """Of the busiest sender of each batch, summed."""
+    rows = []
+    for sender, node in enumerate(senders.node):
+        own = tokens.home == sender
+        homes = np.full(own.sum(), node)
+        rows.append(_rows(TokenSets(tokens.experts[own], homes, tokens.weight[own]), holds_GE))
+    return sum(max(np.array(rows)[senders.batch == batch]) for batch in np.unique(senders.batch))
+
+
+def _best_rows(tokens: TokenSets, num_experts: int, slots: list[int], senders: Senders | None = None) -> int:
     """The optimum over all node sets within the slots that hold every expert."""
     choices = []
     for size in slots:
@@ -39,7 +59,10 @@ def _best_rows(tokens: TokenSets, num_experts: int, slots: list[int]) -> int:
             held[list(members)] = True
             sets.append(held)
         choices.append(sets)
-    return min(_rows(tokens, np.array(sets)) for sets in product(*choices) if np.any(sets, axis=0).all())
+    placements = (np.array(sets) for sets in product(*choices) if np.any(sets, axis=0).all())
+    if senders is None:
+        return min(_rows(tokens, holds) for holds in placements)
+    return min(_busiest_rows(tokens, senders, holds) for holds in placements)
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +78,18 @@ def rows_of_sets() -> Callable[..., int]:
 
 
 @pytest.fixture(scope="session")
+def with_senders() -> Callable[..., tuple[TokenSets, Senders]]:
+    """(tokens, groups, batches=2) -> the tokens with senders for homes, two a group and batch, and these."""
+    return _with_senders
+
+
+@pytest.fixture(scope="session")
+def busiest_rows() -> Callable[..., int]:
+    """(tokens, senders, holds [G, E]) -> rows of the busiest sender of each batch, summed."""
+    return _busiest_rows
+
+
+@pytest.fixture(scope="session")
 def best_rows() -> Callable[..., int]:
-    """(tokens, num_experts, slots of each group) -> the fewest rows of any placement."""
+    """(tokens, num_experts, slots of each group, senders=None) -> the fewest rows of any placement."""
     return _best_rows

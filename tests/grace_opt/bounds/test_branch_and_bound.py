@@ -26,6 +26,18 @@ def test_run_to_its_end_it_meets_the_optimum(
     assert bound_by_cases(relaxation, Limits(), root=QUICK, case=QUICK) == best_rows(tokens, 7, slots)
 
 
+@pytest.mark.parametrize("slots", [[3, 4], [5, 4], [2, 2, 3]])
+@pytest.mark.parametrize("seed", range(2))
+def test_run_to_its_end_it_meets_the_least_rows_of_the_busiest_sender(  # type: ignore[no-untyped-def]
+    random_tokens, with_senders, best_rows, slots: list[int], seed: int
+) -> None:
+    tokens, senders = with_senders(random_tokens(seed, groups=len(slots)), len(slots))
+    relaxation = rows_relaxation(tokens, 7, np.array(slots), senders)
+    best = best_rows(tokens, 7, slots, senders)
+    assert bound_by_cases(relaxation, Limits(), root=QUICK, case=QUICK) == best
+    assert 0 < bound_by_cases(relaxation, Limits(cases=1), root=QUICK, case=QUICK) <= best
+
+
 def test_with_copies_on_three_groups_it_stays_below(
     random_tokens: Callable[..., TokenSets], best_rows: Callable[..., int]
 ) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from grace_opt.bounds import certificate, combinatorial
 from grace_opt.bounds.certificate import lower_bounds
 from grace_opt.bounds.exact import fewest_rows
+from grace_opt.bounds.senders import Sending
 from grace_opt.bounds.token_sets import token_sets
 from grace_opt.plan import Plan
 from grace_opt.problem import Problem
@@ -23,8 +24,14 @@ from grace_opt.traffic import SCHEMES, traffic
 def test_no_plan_beats_a_bound(random_cases, data) -> None:  # type: ignore[no-untyped-def]
     case = data.draw(random_cases)
     problem = case.problem
-    bounds = lower_bounds(problem, workers=1, cases_per_layer=3)
+    topology = problem.topology
+    sender_of_rank = data.draw(st.sampled_from((np.arange(topology.num_ranks), topology.node_of_rank)))
+    sending = Sending(sender_of_rank, case.tokens_per_rank)
+    bounds = lower_bounds(problem, workers=1, cases_per_layer=3, sending=sending)
     counts = traffic(problem.trace, case.plan, case.tokens_per_rank)
+    assert (sending.busiest_rows(counts) >= bounds.busiest_sender_rows).all()
+    received = counts.dispatch("hierarchical")[1].sum(axis=2).max(axis=2).sum(axis=1)
+    assert (received >= bounds.busiest_receiver_rows - 1e-9).all()
     for scheme in SCHEMES:
         assert (counts.cross_node_rows(scheme).sum(axis=1) >= bounds.cross_node_rows).all()
     assert (counts.intra_node_rows("hierarchical").sum(axis=1) >= bounds.intra_node_rows).all()
@@ -58,6 +65,19 @@ def test_a_bound_counting_cannot_give(problem: Problem, make_plan: Callable[...,
     assert combinatorial.cross_node_rows(problem).tolist() == [0]
 
 
+def test_the_busiest_sender_is_bounded_by_more_than_the_mean(
+    make_problem: Callable[..., Problem], make_trace: Callable[..., Trace], make_plan: Callable[..., Plan]
+) -> None:
+    """Rank 0 sends two of its three tokens wherever experts lie, rank 2 none: 2 rows in all, half of them a rank's."""
+    tokens = [[0, 1], [2, 3], [0, 2], [2, 3]]
+    problem = make_problem(make_trace([tokens], homes=[0, 0, 0, 2]), 1)
+    sending = Sending(problem.topology.node_of_rank)
+    bounds = lower_bounds(problem, workers=1, sending=sending)
+    counts = traffic(problem.trace, make_plan([[[0], [1], [2], [3]]]))
+    assert bounds.busiest_sender_rows.tolist() == sending.busiest_rows(counts).tolist() == [2]
+    assert bounds.cross_node_rows.tolist() == [2]
+
+
 def test_processes_prove_the_same(problem: Problem) -> None:
     here, there = (lower_bounds(problem, workers=workers, cases_per_layer=4) for workers in (1, 2))
     assert here.cross_node_rows.tolist() == there.cross_node_rows.tolist()
@@ -74,10 +94,10 @@ def test_an_interrupt_keeps_what_is_proven(problem: Problem, monkeypatch: pytest
 
 
 def test_progress_reports_bounds_as_they_rise(problem: Problem) -> None:
-    seen: list[tuple[int, float]] = []
-    lower_bounds(problem, workers=1, progress=lambda layer, rows: seen.append((layer, rows)))
-    assert seen[-1] == (0, 2.0)
-    assert [rows for _, rows in seen] == sorted(rows for _, rows in seen)
+    seen: list[tuple[int, int, float]] = []
+    lower_bounds(problem, workers=1, intra=False, progress=lambda *told: seen.append(told))
+    assert seen[-1] == (0, 0, 2.0)
+    assert [rows for _, _, rows in seen] == sorted(rows for _, _, rows in seen)
 
 
 def test_one_node_sends_nothing_to_others(

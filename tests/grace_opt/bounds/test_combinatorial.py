@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from grace_opt.bounds.combinatorial import (
     busiest_rank_load,
+    busiest_receiver_rows,
     cross_node_rows,
     dispatched_rows,
     rows_off_proxies,
@@ -40,6 +41,8 @@ def test_no_plan_beats_a_bound(random_cases, data) -> None:  # type: ignore[no-u
         assert (across >= cross_node_rows(problem)).all()
         assert (across + inside >= dispatched_rows(problem)).all()
     assert (counts.intra_node_rows("hierarchical").sum(axis=1) >= rows_off_proxies(problem)).all()
+    received = counts.dispatch("hierarchical")[1].sum(axis=2).max(axis=2).sum(axis=1)
+    assert (received >= busiest_receiver_rows(problem) - 1e-9).all()
 
 
 @pytest.mark.parametrize(
@@ -56,6 +59,14 @@ def test_the_busiest_rank_carries_a_hot_expert_or_the_mean(
     problem_of: Callable[..., Problem], slots: Any, load: float
 ) -> None:
     assert busiest_rank_load(problem_of(slots)).tolist() == [load]
+
+
+@pytest.mark.parametrize(("slots", "rows"), [(1, 3), ([2, 1, 1, 1], 0), (2, 0)])
+def test_a_hot_expert_is_received_but_for_tokens_that_come_to_its_rank(
+    problem_of: Callable[..., Problem], slots: Any, rows: float
+) -> None:
+    """Expert 0 has 6 tokens, 3 of either local number; on two ranks of both numbers nothing need move on."""
+    assert busiest_receiver_rows(problem_of(slots)).tolist() == [rows]
 
 
 def test_two_hot_experts_without_copies_to_spare_bound_the_load(

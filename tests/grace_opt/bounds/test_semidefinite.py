@@ -16,15 +16,23 @@ SLOTS = ([3, 4], [4, 5], [7, 2], [2, 2, 3], [3, 3, 2], [0, 7], [5, 5])
 
 
 @settings(max_examples=25)
-@given(seed=st.integers(0, 10**6), slots=st.sampled_from(SLOTS), top_k=st.integers(1, 4), rounds=st.integers(0, 4))
+@given(
+    seed=st.integers(0, 10**6),
+    slots=st.sampled_from(SLOTS),
+    top_k=st.integers(1, 4),
+    rounds=st.integers(0, 4),
+    busiest=st.booleans(),
+)
 def test_a_bound_is_at_most_the_optimum(  # type: ignore[no-untyped-def]
-    random_tokens, best_rows, seed: int, slots: list[int], top_k: int, rounds: int
+    random_tokens, with_senders, best_rows, seed: int, slots: list[int], top_k: int, rounds: int, busiest: bool
 ) -> None:
-    tokens = random_tokens(seed, top_k=top_k, groups=len(slots))
-    relaxation = rows_relaxation(tokens, 7, np.array(slots))
+    tokens, senders = random_tokens(seed, top_k=top_k, groups=len(slots)), None
+    if busiest:
+        tokens, senders = with_senders(tokens, len(slots))
+    relaxation = rows_relaxation(tokens, 7, np.array(slots), senders)
     nothing = np.full((len(relaxation.blocks), 7), FREE, np.int8)
     state = improve(relaxation, State.begin(relaxation, seed), nothing, Effort(rounds, 10, ascent=5))
-    assert state.bound <= best_rows(tokens, 7, slots)
+    assert state.bound <= best_rows(tokens, 7, slots, senders)
 
 
 @settings(max_examples=25)
