@@ -8,6 +8,7 @@ import copy
 import difflib
 import functools
 import inspect
+import logging
 import re
 import types
 import typing
@@ -29,6 +30,8 @@ _BESIDE, _CHECKOUT = Path(__file__).parent / "conf", Path(__file__).parent.paren
 CONF_DIR = _BESIDE if _BESIDE.is_dir() else _CHECKOUT  # a wheel carries conf/ inside the package
 
 _READ_ELSEWHERE = ("experiment", "scaled", "output", "figures")  # not by a command's function: by Hydra, or by a study
+
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it raises as well, over three lines
 
 OmegaConf.register_new_resolver("conf_dir", lambda: str(CONF_DIR), replace=True)
 
@@ -101,7 +104,27 @@ def run(config: DictConfig) -> Any:
         for key in parameters:
             status.update(f"preparing {key}")
             built[key] = build(config[key])
-    return get_object(config["_target_"])(**built)
+    return located(config["_target_"])(**built)
+
+
+def located(target: str) -> Any:
+    """What a `_target_` names.
+
+    Raises:
+        ValueError: a package that it needs is not installed.
+    """
+    try:
+        return get_object(target)
+    except ImportError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ModuleNotFoundError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None or not cause.name:
+            raise
+        package = cause.name.partition(".")[0]
+        raise ValueError(
+            f"{target} needs {package}, which is not installed: pip install 'grace-opt[runtime]'"
+        ) from None
 
 
 def check(config: DictConfig) -> list[str]:
@@ -117,7 +140,7 @@ def check(config: DictConfig) -> list[str]:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ValueError(f"{missing[0]} must be given: add {missing[0]}=VALUE")
-    accepted = inspect.signature(get_object(config["_target_"])).parameters
+    accepted = inspect.signature(located(config["_target_"])).parameters
     parameters = [str(key) for key in config if key in accepted]
     for name, parameter in accepted.items():
         if name not in config and parameter.default is parameter.empty:
@@ -132,7 +155,7 @@ def check_types(config: Any, where: str, only: list[str] | None = None) -> None:
         return
     hints: dict[str, Any] = {}
     if "_target_" in config:
-        target = get_object(config["_target_"])
+        target = located(config["_target_"])
         function = target.__init__ if inspect.isclass(target) else target
         hints = typing.get_type_hints(function)
         known = [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
@@ -206,7 +229,7 @@ def _check_key(override: Override, valid: set[str]) -> None:
 
 def _warn_of_unused(config: DictConfig, overrides: list[str]) -> None:
     """Warn when a value was set that nothing in this configuration refers to."""
-    parameters = inspect.signature(get_object(config["_target_"])).parameters
+    parameters = inspect.signature(located(config["_target_"])).parameters
     text = OmegaConf.to_yaml(config)
     for override in overrides:
         root = re.split(r"[.=]", override.lstrip("+"))[0]

@@ -207,6 +207,17 @@ def test_kernels_compile_where_neither_package_nor_home_is_writable(tmp_path):
     assert "grace-opt-numba-" in run.stdout
 
 
+def test_a_package_that_is_not_installed_is_one_line(tmp_path):
+    """As torch is not where the core alone is installed."""
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('No module named torch', name='torch')\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "grace_opt", "validate", "plans=[none.json]"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    needs = "runtime.replay.MeasuredCluster needs torch, which is not installed: pip install 'grace-opt[runtime]'"
+    assert result.stderr.strip() == f"grace-opt: {needs}"
+
+
 def test_an_unknown_command_is_one_line():
     result = python_m("compere")
     assert result.returncode == 2
