@@ -13,13 +13,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from rich.progress import track
-
-from analysis.bench_cells import LARGE, PHASES, Cell, build_cell, cell_name, known_rows, require_traces
+from analysis.bench_cells import BUDGETS, LARGE, PHASES, Cell, build_cell, fill_cells, require_traces
 from analysis.certify import certify
 from analysis.parts import solve
-from analysis.report import console
-from analysis.results import Row, write_result
+from analysis.results import Row
 from grace_opt.problem import Problem
 from grace_opt.provenance import append_rows, provenance
 
@@ -40,25 +37,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plan-seconds", type=float, default=60, help="of planning, were it all layers (%(default)s)")
     parser.add_argument("--only", nargs="*", default=[], help="cells whose names hold all of these words")
     options = parser.parse_args(arguments)
-    rows = known_rows(OUTPUT)
-    done = {cell_name(row) for row in rows}
-    cells = [cell for cell in all_cells(options.traces) if all(word in " ".join(cell) for word in options.only)]
-    for cell in track(cells, "cells", console=None, disable=not console().is_terminal):
-        if " ".join(cell) not in done:
-            rows.append(measure_cell(options, cell))
-            print("  ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
-            write_result(OUTPUT, "bench-bounds", {"every": options.every}, rows, complete=False)
-    write_result(OUTPUT, "bench-bounds", {"every": options.every}, rows)
-    append_rows(RESULTS, [{**row, **provenance()} for row in rows if cell_name(row) not in done])
+    about = {"every": options.every}
+    cells = all_cells(options.traces)
+    _, new = fill_cells(OUTPUT, "bench-bounds", about, cells, options.only, lambda cell: [measure_cell(options, cell)])
+    for row in new:
+        print("  ".join(f"{key}={value}" for key, value in row.items()))
+    append_rows(RESULTS, [{**row, **provenance()} for row in new])
 
 
 def all_cells(folder: Path) -> list[Cell]:
     """All cells whose trace is there."""
     pairs = [(model, topology) for model in require_traces(folder) if model != "sample" for topology in TOPOLOGIES]
     pairs.append((LARGE, LARGE_TOPOLOGY))
-    return [
-        (model, top, phase, budget) for model, top in pairs for phase in PHASES for budget in ("E", "E + 1 per rank")
-    ]
+    return [(model, topology, phase, budget) for model, topology in pairs for phase in PHASES for budget in BUDGETS[:2]]
 
 
 def measure_cell(options: argparse.Namespace, cell: Cell) -> Row:

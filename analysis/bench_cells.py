@@ -1,13 +1,16 @@
 """Cells of the planners' benchmarks: a trace, a cluster, a phase and a budget of slots, built as those of a run are."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.progress import track
+
 from analysis.parts import problems
-from analysis.results import Row
+from analysis.report import console
+from analysis.results import Row, write_result
 from grace_opt.configuration import build, read_configuration
 from grace_opt.problem import Problem, smallest_slots
 
@@ -18,6 +21,7 @@ PHASES = ("prefill", "decode")
 BUDGETS = ("E", "E + 1 per rank", "1.25 E")
 Cell = tuple[str, str, str, str]
 """Model, topology, phase, budget."""
+Measure = Callable[[Cell], list[Row]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +65,29 @@ def build_cell(folder: Path, cell: Cell, overrides: Sequence[str]) -> BuiltCell 
     return BuiltCell(about, built, parts)
 
 
-def cell_name(row: Row) -> str:
-    """The words of a row's cell."""
+def fill_cells(
+    output: Path, command: str, about: Row, cells: Sequence[Cell], only: Sequence[str], measure: Measure
+) -> tuple[list[Row], list[Row]]:
+    """Measure the cells that an earlier run has not, whose names hold all of some words; all rows, and the new ones.
+
+    The result is written after each cell.
+    """
+    rows = _known_rows(output)
+    done = {_cell_name(row) for row in rows}
+    wanted = [cell for cell in cells if all(word in " ".join(cell) for word in only)]
+    for cell in track(wanted, "cells", console=None, disable=not console().is_terminal):
+        if " ".join(cell) not in done:
+            rows += measure(cell)
+            write_result(output, command, about, rows, complete=False)
+    write_result(output, command, about, rows)
+    return rows, [row for row in rows if _cell_name(row) not in done]
+
+
+def _cell_name(row: Row) -> str:
     return f"{row['model']} {row['topology']} {row['phase']} {row['budget']}"
 
 
-def known_rows(folder: Path) -> list[Row]:
-    """Rows of an earlier run, which goes on where it stopped."""
+def _known_rows(folder: Path) -> list[Row]:
     path = folder / "result.json"
     return list(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.is_file() else []
 

@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 
-from analysis.bench_cells import BUDGETS, LARGE, PHASES, Cell, build_cell, cell_name, known_rows, require_traces
+from analysis.bench_cells import BUDGETS, LARGE, PHASES, Cell, build_cell, fill_cells, require_traces
 from analysis.bench_planners_table import print_summary
 from analysis.parts import solve
-from analysis.report import console
-from analysis.results import Row, price, write_result
+from analysis.results import Row, price
 from grace_opt.homes import Balanced
 from grace_opt.planners.home_choice import arrivals, dealt, layer_s_per_token
 from grace_opt.planners.home_scenarios import home_maps
@@ -53,16 +51,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rival-seconds", type=float, default=20, help="of planners that have one (%(default)s)")
     parser.add_argument("--only", nargs="*", default=[], help="cells whose names hold all of these words")
     options = parser.parse_args(arguments)
-    rows = known_rows(OUTPUT)
-    done = {cell_name(row) for row in rows}
-    cells = [cell for cell in all_cells(options.traces) if all(word in " ".join(cell) for word in options.only)]
-    for cell in track(cells, "cells", console=None, disable=not console().is_terminal):
-        if " ".join(cell) not in done:
-            rows += measure_cell(options, cell)
-            write_result(OUTPUT, "bench-planners", {"maps": options.maps}, rows, complete=False)
-    write_result(OUTPUT, "bench-planners", {"maps": options.maps}, rows)
+    about, cells = {"maps": options.maps}, all_cells(options.traces)
+    rows, new = fill_cells(
+        OUTPUT, "bench-planners", about, cells, options.only, lambda cell: measure_cell(options, cell)
+    )
     fields = dict.fromkeys(field for row in rows for field in row)
-    new = [row for row in rows if cell_name(row) not in done]
     append_rows(RESULTS, [{**{field: row.get(field, "") for field in fields}, **provenance()} for row in new])
     print_summary(rows)
 

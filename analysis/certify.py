@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from grace_opt.bounds.certificate import Bounds, counted_bounds, lower_bounds
+from grace_opt.bounds.certificate import SEARCHED, Bounds, counted_bounds, lower_bounds
 from grace_opt.bounds.senders import Sending
 from grace_opt.cost import CostModel
 from grace_opt.planners.home_choice import dealt
@@ -106,9 +106,8 @@ def _tell(
 ) -> None:
     """Put what is proven of the layers so far into seconds; `proven` keeps it from call to call."""
     proven[kind, layer] = rows
-    names = ("cross_node_rows", "busiest_sender_rows", "intra_node_rows")
-    raised = {name: getattr(counted, name).copy() for name in names}
+    raised = {name: getattr(counted, name).copy() for name in SEARCHED}
     for (of_kind, of_layer), most in proven.items():
-        raised[names[of_kind]][of_layer] = most
-    begun = len({layer for _, layer in proven})
+        raised[SEARCHED[of_kind]][of_layer] = most
+    begun = len({of_layer for _, of_layer in proven})
     watch(begun, least_seconds(problem, cost, replace(counted, **raised)))

@@ -21,7 +21,8 @@ from grace_opt.interrupts import interrupts_held
 from grace_opt.problem import Problem
 
 METHODS = ("combinatorial", "semidefinite")
-KINDS = ("between nodes", "busiest sender", "inside nodes")
+SEARCHED = ("cross_node_rows", "busiest_sender_rows", "intra_node_rows")
+"""Fields of `Bounds` that are raised by search."""
 Progress = Callable[[int, int, float], None]
 
 
@@ -92,7 +93,7 @@ def lower_bounds(
         sending: who sends rows between nodes, to bound the busiest too.
         busiest_of_plan: [L] rows of a known plan's busiest senders, likewise.
         intra: also bound rows inside nodes by more than counting.
-        progress: called with (index into KINDS, layer, proven rows) as they rise.
+        progress: called with (index into SEARCHED, layer, proven rows) as they rise.
 
     Raises:
         ValueError: seconds, cases or workers are not positive.
@@ -106,23 +107,16 @@ def lower_bounds(
     counted = counted_bounds(problem)
     known = (rows_of_plan, busiest_of_plan, None)
     tasks = list(_tasks(problem, seconds_per_layer, cases_per_layer, known, sending, intra))
-    proven = np.array((counted.cross_node_rows, counted.busiest_sender_rows, counted.intra_node_rows))
+    proven = np.array([getattr(counted, name) for name in SEARCHED])
     found = _run(tasks, proven, workers, progress)
     methods = [tuple(METHODS[int(better)] for better in row) for row in found > proven]
-    cross, sender, inside = np.maximum(found, proven)
-    return replace(
-        counted,
-        cross_node_rows=cross,
-        busiest_sender_rows=sender,
-        intra_node_rows=inside,
-        cross_node_method=methods[0],
-        intra_node_method=methods[2],
-    )
+    raised: dict[str, Any] = dict(zip(SEARCHED, np.maximum(found, proven), strict=True))
+    return replace(counted, **raised, cross_node_method=methods[0], intra_node_method=methods[2])
 
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    place: tuple[int, int]  # index into KINDS, layer
+    place: tuple[int, int]  # index into SEARCHED, layer
     relaxation: Relaxation
     limits: Limits
 
@@ -157,7 +151,7 @@ def _tasks(
 def _run(
     tasks: list[_Task], proven: NDArray[np.float64], workers: int, progress: Progress | None
 ) -> NDArray[np.float64]:
-    """[KINDS, L] what the tasks prove; of an interrupted one what it had proven."""
+    """[SEARCHED, L] what the tasks prove; of an interrupted one what it had proven."""
     found = np.zeros_like(proven)
 
     def note(place: tuple[int, int], rows: float) -> None:
