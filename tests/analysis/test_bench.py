@@ -1,8 +1,9 @@
 """The benchmarks run at a small size and say what they measured."""
 
 import argparse
+from functools import partial
 
-from analysis import bench_bounds
+from analysis import bench_bounds, certify
 from analysis.bench_planners import RIVALS, measure_cell
 from analysis.bench_traffic import measure, write_random_trace
 from grace_opt.provenance import append_rows
@@ -37,8 +38,11 @@ def test_a_budget_that_another_holds_already_makes_no_cell(tmp_path):
     assert measure_cell(options, ("sample", "h100_ib_4x8", "prefill", "1.25 E")) == []
 
 
-def test_a_cell_of_the_bounds_benchmark_proves_more_than_counting_does(tmp_path):
-    options = argparse.Namespace(traces=tmp_path, every=8, seconds=1.0, plan_seconds=8.0)
+def test_a_cell_of_the_bounds_benchmark_proves_more_than_counting_does(tmp_path, monkeypatch):
+    """One case a layer, however long it takes."""
+    at_root = partial(certify.lower_bounds, workers=1, cases_per_layer=1)
+    monkeypatch.setattr(certify, "lower_bounds", at_root)
+    options = argparse.Namespace(traces=tmp_path, every=8, seconds=1e9, plan_seconds=8.0)
     row = bench_bounds.measure_cell(options, ("sample", "a100_25gbe_2x2", "prefill", "E"))
     assert (row["layers"], row["plan_limit_s"]) == (1, 1.0)
     assert 0 < row["gap"] < row["gap_by_counting"]
