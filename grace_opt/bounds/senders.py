@@ -1,4 +1,4 @@
-"""Who sends rows to other nodes: a stage ends with its busiest sender, which more than the mean of all bounds.
+"""Who sends rows to other nodes: a stage ends with its busiest sender, later than the mean sender would tell.
 
 Proof of what `relaxation` makes of it: for shares that add up to 1 over the senders of a batch, the busiest sends no
 less than the sum of share x rows. So any shares, batch by batch, turn a bound on weighted rows into one on the busiest.
