@@ -1,6 +1,7 @@
 """Cells of the planners' benchmarks: a trace, a cluster, a phase and a budget of slots, built as those of a run are."""
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,9 @@ def fill_cells(
     rows = _known_rows(output)
     done = {_cell_name(row) for row in rows}
     wanted = [cell for cell in cells if all(word in " ".join(cell) for word in only)]
+    if not wanted:
+        print(f"no cell's name holds {' and '.join(only)}; names are like {' '.join(cells[0])!r}", file=sys.stderr)
+        sys.exit(2)
     for cell in track(wanted, "cells", console=None, disable=not console().is_terminal):
         if " ".join(cell) not in done:
             rows += measure(cell)

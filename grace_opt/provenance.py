@@ -64,6 +64,8 @@ def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
         ValueError: the file has other columns.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not rows:
+        return
     fields = list(rows[0])
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:

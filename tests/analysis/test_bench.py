@@ -1,11 +1,15 @@
 """The benchmarks run at a small size and say what they measured."""
 
 import argparse
+import json
 from functools import partial
+
+import pytest
 
 from analysis import bench_bounds, certify
 from analysis.bench_planners import RIVALS, measure_cell
 from analysis.bench_traffic import measure, write_random_trace
+from analysis.results import write_result
 from grace_opt.provenance import append_rows
 
 
@@ -48,3 +52,23 @@ def test_a_cell_of_the_bounds_benchmark_proves_more_than_counting_does(tmp_path,
     assert 0 < row["gap"] < row["gap_by_counting"]
     assert row["layer_time_s"] > row["bound_s"] > 0
     assert row["rows_gap"] >= 0 and row["busiest_gap"] >= 0
+
+
+def test_words_that_name_no_cell_are_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        bench_bounds.main(["--only", "nothing"])
+    assert ended.value.code == 2
+    assert "no cell's name holds nothing; names are like 'deepseek_v3" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_with_nothing_left_to_do_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    row = {"model": "deepseek_v3", "topology": "h100_ib_2x8", "phase": "decode", "budget": "E", "gap": 0.5}
+    more = {**row, "budget": "E + 1 per rank"}
+    write_result(bench_bounds.OUTPUT, "bench-bounds", {}, [row, more])
+    monkeypatch.setattr(bench_bounds, "RESULTS", tmp_path / "bounds.csv")
+    bench_bounds.main(["--only", "deepseek_v3", "decode"])
+    assert json.loads((bench_bounds.OUTPUT / "result.json").read_text())["rows"] == [row, more]
+    assert not (tmp_path / "bounds.csv").exists()
