@@ -47,7 +47,7 @@ bench: $(VENV)/.runtime  ## time counts, planners and kernels; rows go to analys
 bench-planners: $(VENV)/.core  ## every planner over traces, clusters, phases and budgets (hours; goes on where it stopped)
 	$(BIN)/python -m analysis.bench_planners
 
-bench-bounds: $(VENV)/.core  ## how far from the best there can be our plans are, certified (an hour; goes on where it stopped)
+bench-bounds: $(VENV)/.core  ## how far from the best there can be our plans are, certified (hours; goes on where it stopped)
 	$(BIN)/python -m analysis.bench_bounds
 
 clean:  ## remove the environment and everything computed

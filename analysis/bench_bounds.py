@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from analysis.bench_cells import BUDGETS, LARGE, PHASES, Cell, build_cell, fill_cells, require_traces
+from analysis.bench_cells import BUDGETS, LARGE, PHASES, Cell, build_cell, cell_parser, fill_cells, models_recorded
 from analysis.certify import certify
 from analysis.parts import solve
 from analysis.results import Row
@@ -30,13 +30,13 @@ LARGE_EVERY = 4
 
 def main(arguments: list[str] | None = None) -> None:
     """Fill the cells that are missing, print and append the rows."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.bench_bounds", description=__doc__)
-    parser.add_argument("--traces", type=Path, default=Path("../shared/traces"), help="folder of traces (%(default)s)")
+    parser = cell_parser("python -m analysis.bench_bounds", __doc__)
     parser.add_argument("--every", type=int, default=4, help="every so many layers (%(default)s)")
     parser.add_argument("--seconds", type=float, default=60, help="of bounds per layer (%(default)s)")
     parser.add_argument("--plan-seconds", type=float, default=60, help="of planning, were it all layers (%(default)s)")
-    parser.add_argument("--only", nargs="*", default=[], help="cells whose names hold all of these words")
     options = parser.parse_args(arguments)
+    if options.every < 1:
+        parser.error(f"--every must be at least 1, got {options.every}")
     about = {"every": options.every}
     cells = all_cells(options.traces)
     _, new = fill_cells(OUTPUT, "bench-bounds", about, cells, options.only, lambda cell: [measure_cell(options, cell)])
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def all_cells(folder: Path) -> list[Cell]:
     """All cells whose trace is there."""
-    pairs = [(model, topology) for model in require_traces(folder) if model != "sample" for topology in TOPOLOGIES]
+    pairs = [(model, topology) for model in models_recorded(folder) if model != "sample" for topology in TOPOLOGIES]
     pairs.append((LARGE, LARGE_TOPOLOGY))
     return [(model, topology, phase, budget) for model, topology in pairs for phase in PHASES for budget in BUDGETS[:2]]
 
@@ -79,7 +79,7 @@ def measure_cell(options: argparse.Namespace, cell: Cell) -> Row:
         "rows_gap": certificate.median_gap,
         "busiest_gap": certificate.median_busiest_gap,
         "plan_s": solution.seconds,
-        "cell_s": time.perf_counter() - began,
+        "bounding_s": time.perf_counter() - began,
         "seed": 0,
     }
 

@@ -1,5 +1,6 @@
 """Cells of the planners' benchmarks: a trace, a cluster, a phase and a budget of slots, built as those of a run are."""
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -34,7 +35,15 @@ class BuiltCell:
     parts: dict[str, Problem]
 
 
-def require_traces(folder: Path) -> list[str]:
+def cell_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
+    """Where the traces are, and which cells are wanted."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--traces", type=Path, default=Path("../shared/traces"), help="folder of traces (%(default)s)")
+    parser.add_argument("--only", nargs="*", default=[], help="cells whose names hold all of these words")
+    return parser
+
+
+def models_recorded(folder: Path) -> list[str]:
     """Models whose trace is there; a line for each that is not."""
     models = []
     for model, file in TRACES.items():

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.bench_cells import BUDGETS, LARGE, PHASES, Cell, build_cell, fill_cells, require_traces
+from analysis.bench_cells import BUDGETS, LARGE, PHASES, Cell, build_cell, cell_parser, fill_cells, models_recorded
 from analysis.bench_planners_table import print_summary
 from analysis.parts import solve
 from analysis.results import Row, price
@@ -44,12 +44,10 @@ RIVALS = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Fill the cells that are missing, print the summary, append the rows."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.bench_planners", description=__doc__)
-    parser.add_argument("--traces", type=Path, default=Path("../shared/traces"), help="folder of traces (%(default)s)")
+    parser = cell_parser("python -m analysis.bench_planners", __doc__)
     parser.add_argument("--maps", type=int, default=16, help="seeded home maps, each with its mirror (%(default)s)")
     parser.add_argument("--seconds", type=float, default=60, help="time limit of the joint planner (%(default)s)")
     parser.add_argument("--rival-seconds", type=float, default=20, help="of planners that have one (%(default)s)")
-    parser.add_argument("--only", nargs="*", default=[], help="cells whose names hold all of these words")
     options = parser.parse_args(arguments)
     about, cells = {"maps": options.maps}, all_cells(options.traces)
     rows, new = fill_cells(
@@ -62,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def all_cells(folder: Path) -> list[Cell]:
     """All cells whose trace is there."""
-    pairs = [(model, topology) for model in require_traces(folder) for topology in TOPOLOGIES]
+    pairs = [(model, topology) for model in models_recorded(folder) for topology in TOPOLOGIES]
     pairs.append((LARGE, LARGE_TOPOLOGY))
     return [(model, topology, phase, budget) for model, topology in pairs for phase in PHASES for budget in BUDGETS]
 
