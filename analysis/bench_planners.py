@@ -4,6 +4,7 @@ A plan is fitted once per cell. It is priced on the held-out part under seeded r
 (nodes in reverse order), the same maps for every planner; a row gives the mean and the spread over them. Rows of the
 joint planner with homes as its own decision are apart: there requests arrive in as many seeded orders and the plan's
 rule deals them; every other plan is priced on these orders too, each request on the rank with the fewest tokens so far.
+Rows `joint_dealt` are of the same memory over all layers, whose slots the planner deals to layers.
 Random homes are cut into more batches than even ones, so only seconds per token compare across both.
 
 Cells are written to outputs/bench-planners/result.json as they are done, and a second run goes on where one stopped;
@@ -81,6 +82,10 @@ def measure_cell(options: argparse.Namespace, cell: Cell) -> list[Row]:
     rows.append({**made.about, **judge("grace", built["planners"]["grace"], own, cost, options.maps)})
     chooses = dataclasses.replace(built["planners"]["joint"], homes="chosen")
     rows.append({**made.about, **judge("joint_with_homes", chooses, parts, cost, options.maps)})
+    if cell[3] != "E":  # there all layers need all their slots
+        dealt = {name: dataclasses.replace(part, dealt=True) for name, part in parts.items()}
+        for name, planner in {"joint_dealt": planners["joint"], "joint_dealt_with_homes": chooses}.items():
+            rows.append({**made.about, **judge(name, planner, dealt, cost, options.maps)})
     return rows
 
 

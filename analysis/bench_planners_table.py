@@ -8,44 +8,54 @@ from rich.table import Table
 from analysis.report import console
 from analysis.results import Row
 
-OURS, WITH_HOMES, NO_RIVALS = "joint", "joint_with_homes", ("joint", "joint_with_homes", "grace")
+OURS, WITH_HOMES, DEALT, DEALT_WITH_HOMES = "joint", "joint_with_homes", "joint_dealt", "joint_dealt_with_homes"
+RATIOS = ("rival / joint", "GRACE / joint", "dealt", "homes", "dealt, homes")
+NO_RIVALS = (OURS, WITH_HOMES, DEALT, DEALT_WITH_HOMES, "grace")
 """GRACE at its own appetite has more memory than the others and is no rival; grace_trimmed is."""
 
 
 def print_summary(rows: Sequence[Row]) -> None:
-    """One line per group of cells: best rival / ours, GRACE / ours, the worst cell, and with homes as a decision."""
-    table = Table("cells", "number", "best rival / joint", "worst", "GRACE / joint", "with homes", "worst", box=None)
+    """One line per group of cells: means and worst cells of the ratios of `cell_ratios`."""
+    table = Table("cells", "number", *(title for name in RATIOS for title in (name, "worst")), box=None)
     for title, chosen in GROUPS.items():
-        ratios = [cell_ratios(cell) for cell in _cells(rows) if chosen(cell[0])]
-        if ratios:
-            best, grace, homes = (np.array(column) for column in zip(*ratios, strict=True))
-            means = (f"{np.exp(np.nanmean(np.log(column))):.3f}" for column in (best, grace, homes))
-            mean_best, mean_grace, mean_homes = means
-            table.add_row(
-                title,
-                str(len(ratios)),
-                mean_best,
-                f"{best.min():.3f}",
-                mean_grace,
-                mean_homes,
-                f"{np.nanmin(homes):.3f}",
-            )
+        cells = [cell_ratios(cell) for cell in _cells(rows) if chosen(cell[0])]
+        if cells:
+            shown = [text for name in RATIOS for text in _mean_and_worst([ratios[name] for ratios in cells])]
+            table.add_row(title, str(len(cells)), *shown)
     console().print(table)
 
 
-def cell_ratios(cell: Sequence[Row]) -> tuple[float, float, float]:
-    """Held-out layer time of the best rival, and of GRACE at the budget, over ours; the same with homes as decision.
+def _mean_and_worst(ratios: Sequence[float]) -> tuple[str, str]:
+    """Geometric mean and least of those that there are."""
+    known = np.array([ratio for ratio in ratios if not np.isnan(ratio)])
+    return (f"{np.exp(np.log(known).mean()):.3f}", f"{known.min():.3f}") if len(known) else ("", "")
 
-    There it is seconds per token of the rival that is best at evenly dealt homes: evenness alone is no gain of ours.
+
+def cell_ratios(cell: Sequence[Row]) -> dict[str, float]:
+    """Held-out layer time of the best rival, and of GRACE at the budget, over ours; the same with slots dealt to
+    layers, where there are more than every layer needs, and with homes as decision.
+
+    With homes it is seconds per token of the rival that is best at evenly dealt homes: evenness alone is no gain of
+    ours.
     """
     by_name = {row["planner"]: row for row in cell if "error" not in row}
     rivals = [row for name, row in by_name.items() if name not in NO_RIVALS]
     best = min(rivals, key=lambda row: row["layer_time_s"])
-    ours = by_name[OURS]["layer_time_s"]
-    with_homes = by_name[WITH_HOMES]["layer_s_per_token"] if WITH_HOMES in by_name else np.nan
-    grace = by_name["grace_trimmed"]["layer_time_s"] if "grace_trimmed" in by_name else np.nan
     even = min(float(row.get("even_homes_s_per_token", np.nan)) for row in rivals)
-    return best["layer_time_s"] / ours, grace / ours, even / with_homes
+
+    def time_of(name: str, field: str = "layer_time_s") -> float:
+        if cell[0]["budget"] == "E":
+            name = {DEALT: OURS, DEALT_WITH_HOMES: WITH_HOMES}.get(name, name)
+        return float(by_name[name][field]) if name in by_name else float("nan")
+
+    found = (
+        best["layer_time_s"] / time_of(OURS),
+        time_of("grace_trimmed") / time_of(OURS),
+        best["layer_time_s"] / time_of(DEALT),
+        even / time_of(WITH_HOMES, "layer_s_per_token"),
+        even / time_of(DEALT_WITH_HOMES, "layer_s_per_token"),
+    )
+    return dict(zip(RATIOS, found, strict=True))
 
 
 def _cells(rows: Sequence[Row]) -> list[list[Row]]:

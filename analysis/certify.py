@@ -7,7 +7,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from grace_opt.bounds import combinatorial
 from grace_opt.bounds.certificate import SEARCHED, Bounds, counted_bounds, lower_bounds
+from grace_opt.bounds.deals import least_over_deals
 from grace_opt.bounds.senders import Sending
 from grace_opt.cost import CostModel
 from grace_opt.planners.home_choice import dealt
@@ -47,6 +49,8 @@ def certify(
 ) -> Certificate:
     """Bound what any plan could reach on a problem; Ctrl-C keeps what is proven so far.
 
+    Where slots are dealt to layers, they are counted only, and gaps of single layers are none.
+
     Args:
         seconds_per_layer: see `lower_bounds`; None only counts slots.
         watch: called whenever a bound has risen, with how many layers are begun and the seconds of a layer that no plan
@@ -59,6 +63,8 @@ def certify(
     counts = traffic(problem.trace, plan, None if sending is None else sending.tokens_per_rank)
     rows_L = counts.cross_node_rows("hierarchical").sum(axis=1)
     busiest_L = np.zeros_like(rows_L) if sending is None else sending.busiest_rows(counts)
+    if problem.dealt:
+        return _of_any_deal(solution, problem, cost, rows_L)
     bounds = counted_bounds(problem)
     if seconds_per_layer is not None:
         bounds = lower_bounds(
@@ -81,6 +87,12 @@ def certify(
     )
 
 
+def _of_any_deal(solution: Solution, problem: Problem, cost: CostModel, rows_L: NDArray[np.int64]) -> Certificate:
+    solution = replace(solution, objective=cost(problem, solution.plan).mean_s, bound=counted_seconds(problem, cost))
+    rows = least_over_deals(problem, combinatorial.cross_node_rows)
+    return Certificate(solution, int(rows_L.sum()), rows, None, None)
+
+
 def _median_gap(rows_L: NDArray[np.int64], least_L: NDArray[np.float64]) -> float | None:
     some = least_L > 0
     return float(np.median(rows_L[some] / least_L[some] - 1)) if some.any() else None
@@ -92,6 +104,14 @@ def least_seconds(problem: Problem, cost: CostModel, bounds: Bounds) -> float | 
         return None
     least = cost.least_time(problem, bounds)
     return float(least.mean_s)
+
+
+def counted_seconds(problem: Problem, cost: CostModel) -> float | None:
+    """Of a layer, in the mean, that no plan beats by counting slots, however they are dealt to layers if they are."""
+    if not problem.dealt or not hasattr(cost, "least_time"):
+        return least_seconds(problem, cost, counted_bounds(replace(problem, dealt=False)))
+    seconds = least_over_deals(problem, lambda alike: cost.least_time(alike, counted_bounds(alike)).layer_s)
+    return seconds / problem.model.num_layers
 
 
 def _tell(

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import track
 
 from analysis import plots
-from analysis.parts import price_parts, problems, solve, with_wanted_slots
+from analysis.parts import price_parts, problems, require_dealer, solve, with_wanted_slots
 from analysis.report import print_rows
 from analysis.results import Row, add_speedups, describe, require_writable, write_result
 from grace_opt.cost import CostModel
@@ -31,6 +31,7 @@ def compare(
     output: str,
     only: Sequence[str] | None = None,
     slots_per_rank: int | Sequence[int] | None = None,
+    deal_slots: bool = False,
     figures: bool = True,
 ) -> list[Row]:
     """Plan with every planner on the fit part, price on both, print a table; write plans, result.json and figures.
@@ -38,11 +39,17 @@ def compare(
     A planner that cannot plan within the slots becomes a row with its error. Rows are written as they come, so an
     interrupted run leaves those that were finished.
 
+    Args:
+        deal_slots: `slots_per_rank` is the mean over layers; planners that deal slots say how many each layer has, of
+            the same memory, the others give all layers the same.
+
     Raises:
         ValueError: bad input, or no planner found a plan.
     """
     chosen = _choose(planners, only)
-    parts = problems(model, topology, trace, split, homes, slots_per_rank)
+    if deal_slots:
+        require_dealer(chosen.values())
+    parts = problems(model, topology, trace, split, homes, slots_per_rank, deal_slots)
     progress = Console(stderr=True)
     if slots_per_rank is None:
         with progress.status("asking planners how many slots they want"):

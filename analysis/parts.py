@@ -28,16 +28,39 @@ def problems(
     split: Split,
     homes: Homes,
     slots_per_rank: int | Sequence[int] | None,
+    deal_slots: bool = False,
 ) -> dict[str, Problem]:
     """The parts `fit` and `held_out`, each with homes of its own; without a budget, slots for every expert once.
 
     Args:
         slots_per_rank: one number for all ranks, or one for each.
+        deal_slots: it is the mean over layers (`Problem.dealt`).
     """
     check_trace(trace, model)
     slots = fitting(smallest_slots(model, topology), model, topology) if slots_per_rank is None else slots_per_rank
     parts = zip(("fit", "held_out"), split(trace), strict=True)
-    return {name: Problem(model, topology, homes(part, topology.num_ranks), slots) for name, part in parts}
+    return {name: Problem(model, topology, homes(part, topology.num_ranks), slots, deal_slots) for name, part in parts}
+
+
+def problems_of_plan(
+    plan: Plan, model: MoEModel, topology: Topology, trace: Trace, split: Split, homes: Homes
+) -> dict[str, Problem]:
+    """The parts with the slots that a plan from a file takes: those of its fullest layer, or, if they were dealt to
+    layers, of the mean one."""
+    reserved_L = plan.placement.slots_reserved
+    if plan.provenance.get("deal_slots") is True:
+        return problems(model, topology, trace, split, homes, -(-int(reserved_L.sum()) // len(reserved_L)), True)
+    return problems(model, topology, trace, split, homes, plan.placement.slots_used.max(axis=0).tolist())
+
+
+def require_dealer(planners: Iterable[Planner]) -> None:
+    """Raise ValueError unless one of them deals slots to layers."""
+    names = [type(planner).__name__ for planner in planners]
+    if not any(getattr(planner, "deals_slots", False) for planner in planners):
+        raise ValueError(
+            f"deal_slots=true would change nothing: {', '.join(names)} gives every layer the same slots, only joint "
+            "deals them"
+        )
 
 
 def with_wanted_slots(parts: dict[str, Problem], planners: Iterable[Planner]) -> dict[str, Problem]:

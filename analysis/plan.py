@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-from analysis.certify import Certificate, certify, least_seconds
+from analysis.certify import Certificate, certify, counted_seconds
 from analysis.gap_line import GapLine
-from analysis.parts import price_parts, problems, solve, with_wanted_slots
+from analysis.parts import price_parts, problems, require_dealer, solve, with_wanted_slots
 from analysis.plan_from_loads import plan_from_loads
-from analysis.report import print_homes, print_rows
+from analysis.report import print_deal, print_homes, print_rows
 from analysis.results import Row, add_speedups, describe, require_writable, write_result
-from grace_opt.bounds.certificate import counted_bounds
 from grace_opt.cost import CostModel
 from grace_opt.homes import Homes
 from grace_opt.load_history import LoadHistory
@@ -34,6 +33,7 @@ def plan(
     planner: Planner,
     output: str,
     slots_per_rank: int | Sequence[int] | None = None,
+    deal_slots: bool = False,
     bound_seconds: float | None = None,
     gap: float | None = None,
 ) -> list[Row]:
@@ -43,6 +43,7 @@ def plan(
 
     Args:
         trace: tokens, or loads alone (see `plan_from_loads`, which takes over).
+        deal_slots: `slots_per_rank` is the mean over layers, the planner says how many each has.
         bound_seconds: per layer, to prove how good a plan can be on the fit part; None only counts slots, at once.
         gap: (layer time - bound) / bound of the fit part that is good enough: a search ends where the bound by counting
             proves it, bounds end where they do. None: never.
@@ -53,9 +54,18 @@ def plan(
     if isinstance(trace, LoadHistory):
         if gap is not None:
             raise ValueError("gap compares layer times, which counts do not tell: leave it null")
+        if deal_slots:
+            raise ValueError("deal_slots=true needs tokens, a history of loads has none: leave it false")
         return plan_from_loads(model, topology, trace, split, planner, output, slots_per_rank, bound_seconds)
     _check_limits(planner, cost, bound_seconds, gap)
-    parts = problems(model, topology, trace, split, homes, slots_per_rank)
+    if deal_slots:
+        require_dealer([planner])
+        if bound_seconds is not None:
+            raise ValueError(
+                f"bound_seconds={bound_seconds} bounds layers one by one, which deal_slots=true decides together: "
+                "leave it null, slots are counted then"
+            )
+    parts = problems(model, topology, trace, split, homes, slots_per_rank, deal_slots)
     if slots_per_rank is None:
         parts = with_wanted_slots(parts, [planner])
     folder = require_writable(output)
@@ -78,7 +88,8 @@ def plan(
     write_result(folder, "plan", about, rows)
     print_rows(about, rows)
     print_homes(solution.plan)
-    _print_certificate(certificate, by_counting=bound_seconds is None)
+    print_deal(fit, solution.plan)
+    _print_certificate(certificate, by_counting=bound_seconds is None, dealt=deal_slots)
     print(f"\nwrote {folder}/plan.json ({digest(solution.plan)[:19]}) and result.json")
     return rows
 
@@ -104,7 +115,7 @@ def _check_limits(planner: Planner, cost: CostModel, bound_seconds: float | None
 def _solve(planner: Planner, problem: Problem, cost: CostModel, line: GapLine) -> Solution:
     """The planner's solution; a planner that searches shows how far it is, beside the bound that counting gives."""
     searches = hasattr(planner, "search")
-    bound_s = least_seconds(problem, cost, counted_bounds(problem)) if searches else None
+    bound_s = counted_seconds(problem, cost) if searches else None
 
     def watch(now: SearchProgress) -> None:
         line.show(now.stage, now.layers_done, now.found_s, bound_s if now.own_homes else None)
@@ -130,13 +141,14 @@ def _with_bound(row: Row, solution: Solution) -> Row:
     return {**row, "objective": solution.objective, "bound": solution.bound, "gap": solution.gap}
 
 
-def _print_certificate(certificate: Certificate, by_counting: bool) -> None:
+def _print_certificate(certificate: Certificate, by_counting: bool, dealt: bool) -> None:
     solution, rows = certificate.solution, certificate.least_cross_node_rows
     if solution.objective is not None and solution.bound is not None and solution.gap is not None:
         found, least = solution.objective * 1e3, solution.bound * 1e3
         print(f"\nfit part: {found:.3f} ms a layer; no plan takes less than {least:.3f} (gap {solution.gap:.1%})")
         if by_counting:
-            print("(a bound by counting slots alone; bound_seconds=60 takes minutes and proves far more)")
+            more = "" if dealt else "; bound_seconds=60 takes minutes and proves far more"
+            print(f"(a bound by counting slots alone{more})")
     if certificate.median_gap is not None:
         print(
             f"rows between nodes: {certificate.cross_node_rows:,}, at least {rows:,.0f} under any plan "

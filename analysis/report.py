@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
@@ -12,6 +13,7 @@ from rich.table import Table
 from analysis.agreement import summarize
 from analysis.results import Row
 from grace_opt.plan import Plan
+from grace_opt.problem import Problem
 
 WIDTH = 140
 Column = tuple[str, str, str, float, int]
@@ -194,14 +196,23 @@ def _headline(problem: Mapping[str, Any], rows: Sequence[Row]) -> str:
     parts = ", ".join(
         f"{name} {problem['tokens'][name]} in batches of {batch[name]:.0f} per rank" for name in ("fit", "held_out")
     )
+    dealt = " in the mean over layers" if problem.get("deal_slots") else ""
     asked = "" if problem["tokens_per_rank"] is None else f" ({problem['tokens_per_rank']} asked for)"
     return (
-        f"{problem['model']} on {problem['topology']}: {problem['slots_per_rank']} slots per rank, "
+        f"{problem['model']} on {problem['topology']}: {problem['slots_per_rank']} slots per rank{dealt}, "
         f"{problem['scheme']} scheme\n"
         f"{kind}: {problem['trace']}{unnamed}\n"
         f"tokens: {parts}{asked}\n{_assumed(problem)}"
         "predicted times, mean over layers; rows are those of dispatch\n"
     )
+
+
+def print_deal(problem: Problem, plan: Plan) -> None:
+    """Say how many slots each layer got, if they were to be dealt."""
+    if problem.dealt:
+        slots, layers = np.unique(plan.placement.slots_reserved, return_counts=True)
+        deal = ", ".join(f"{many} of {one}" for one, many in zip(slots.tolist(), layers.tolist(), strict=True))
+        print(f"\nlayers by slots that every rank needs in them: {deal}; engines take no such plan as it is")
 
 
 def print_homes(plan: Plan) -> None:

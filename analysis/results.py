@@ -109,6 +109,7 @@ def describe(
         "num_nodes": problem.topology.num_nodes,
         "num_ranks": problem.topology.num_ranks,
         "slots_per_rank": int(slots[0]) if (slots == slots[0]).all() else slots.tolist(),
+        "deal_slots": problem.dealt,
         "trace": trace.source,
         "trace_names_model": bool(trace.model),
         "synthetic": trace.synthetic,

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from analysis.parts import at_homes_of, problems
+from analysis.parts import at_homes_of, problems_of_plan
 from analysis.plots import caveat, save
 from analysis.report import print_bounds, print_homes, print_rows
 from analysis.results import Row, assumed_constants, describe, require_writable, write_result
@@ -58,7 +58,7 @@ def simulate(
     require_overlap(overlap)
     saved = read_plan(plan)
     saved.check(model, topology)
-    parts = problems(model, topology, trace, split, homes, saved.placement.slots_used.max(axis=0).tolist())
+    parts = problems_of_plan(saved, model, topology, trace, split, homes)
     parts = at_homes_of(saved, parts)
     folder = require_writable(output)
     name = str(saved.provenance.get("planner", "plan"))

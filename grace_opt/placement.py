@@ -106,6 +106,11 @@ class Placement:
         """[L, R] experts each rank holds."""
         return np.asarray((self.slots != EMPTY).sum(axis=2))
 
+    @property
+    def slots_reserved(self) -> NDArray[np.int64]:
+        """[L] slots that every rank needs if all have as many: those of the fullest."""
+        return np.asarray(self.slots_used.max(axis=1))
+
 
 def fill(
     ranks: Sequence[MutableSequence[int]], slots_R: Sequence[int], load_E: NDArray[np.integer], layer_id: int

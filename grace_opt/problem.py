@@ -1,7 +1,7 @@
 """What is to be planned: a model, a machine, the tokens to serve, and the memory for experts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +21,18 @@ class Problem:
         model, topology: what runs where.
         trace: the tokens to plan for, with homes on the ranks of the topology.
         slots: int64 [R], copies of experts a rank may hold in each layer; one number means the same for all ranks.
+        dealt: that number is the mean over layers: one layer may have more, on every rank, and another fewer.
 
     Raises:
-        ValueError: trace and model differ, a home is no rank, fewer slots than experts, or more than memory holds.
+        ValueError: trace and model differ, a home is no rank, fewer slots than experts, or more than memory holds; or
+            slots to be dealt differ from rank to rank.
     """
 
     model: MoEModel
     topology: Topology
     trace: Trace
     slots: NDArray[np.int64] | Sequence[int] | int
+    dealt: bool = False
 
     def __post_init__(self) -> None:
         self._check_routing()
@@ -44,6 +47,11 @@ class Problem:
         slots = np.array(np.broadcast_to(given, self.topology.num_ranks), np.int64)
         slots.setflags(write=False)
         object.__setattr__(self, "slots", slots)
+        if self.dealt and slots.min() != slots.max():
+            raise ValueError(
+                "slots are dealt to layers where every rank has equally many, but slots_per_rank runs from "
+                f"{slots.min()} to {slots.max()}: give one number, or deal_slots=false"
+            )
         if slots.sum() < self.model.num_experts:
             raise ValueError(
                 f"slots_per_rank gives {slots.sum()} slots on {len(slots)} ranks, fewer than the "
@@ -83,6 +91,17 @@ class Problem:
     def check(self, plan: Plan) -> None:
         """Raise ValueError unless the plan is one for this problem, within its slots."""
         plan.check(self.model, self.topology)
+        if self.dealt:
+            reserved, budget = (
+                int(plan.placement.slots_reserved.sum()),
+                int(self.slots_per_rank[0]) * len(plan.layer_ids),
+            )
+            if reserved > budget:
+                raise ValueError(
+                    f"plan takes {reserved} slots of every rank over its {len(plan.layer_ids)} layers, but "
+                    f"slots_per_rank={self.slots_per_rank[0]} deals {budget}"
+                )
+            return
         over = plan.placement.slots_used - self.slots_per_rank[None, :]
         if (over > 0).any():
             layer, rank = np.unravel_index(int(np.argmax(over)), over.shape)
@@ -117,6 +136,14 @@ def check_trace(trace: Trace | LoadHistory, model: MoEModel) -> None:
             "trace has {} MoE layers, {} experts, top-{}, ".format(*recorded)
             + "but model {} has {} MoE layers, {} experts, top-{}".format(model.name, *expected)
         )
+
+
+def with_slots(problem: Problem, slots: int) -> Problem:
+    """The problem with so many slots in every layer, whether or not memory holds them: only some layers will."""
+    needed = problem.model.rank_bytes(slots)
+    gpus = tuple(replace(gpu, memory_bytes=max(gpu.memory_bytes, needed)) for gpu in problem.topology.gpus)
+    topology = replace(problem.topology, gpus=gpus)
+    return replace(problem, topology=topology, slots=slots, dealt=False)
 
 
 def smallest_slots(model: MoEModel, topology: Topology) -> int:

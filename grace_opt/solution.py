@@ -53,6 +53,7 @@ def plan_for(problem: Problem, placement: Placement, routing: Routing, planner: 
         "tokens": trace.num_tokens,
         "topology": problem.topology.name,
         "slots_per_rank": problem.slots_per_rank.tolist(),
+        **({"deal_slots": True} if problem.dealt else {}),
     }
     plan = Plan(
         problem.model.name,

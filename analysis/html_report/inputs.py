@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from analysis.html_report.result_file import Found, Result
 from analysis.html_report.units import is_number
-from analysis.parts import at_homes_of, problems
+from analysis.parts import at_homes_of, problems_of_plan
 from analysis.results import describe
 from analysis.whole_model import counted, counter
 from grace_opt.configuration import build, check, read_configuration
@@ -137,8 +137,7 @@ def fitted(result: Result, plan: Plan, inputs: Mapping[str, Any]) -> dict[str, P
     if isinstance(trace, LoadHistory) or not isinstance(inputs["cost"], SimulatedCluster):
         raise ValueError(f"{result.path}: figures of a plan need tokens and the simulated cluster")
     plan.check(model, topology)
-    slots = plan.placement.slots_used.max(axis=0).tolist()
-    return problems(model, topology, trace, inputs["split"], inputs["homes"], slots)
+    return problems_of_plan(plan, model, topology, trace, inputs["split"], inputs["homes"])
 
 
 def described(result: Result, plan: Plan, inputs: Mapping[str, Any]) -> dict[str, Problem]:
@@ -151,7 +150,7 @@ def described(result: Result, plan: Plan, inputs: Mapping[str, Any]) -> dict[str
     about = describe(parts["fit"], parts, inputs["cost"], inputs["split"], inputs["homes"])
     for key, value in about.items():
         asked = result.problem.get(key, value)
-        if key not in ("slots_per_rank", "assumed") and asked != value:
+        if key not in ("slots_per_rank", "deal_slots", "assumed") and asked != value:
             raise ValueError(
                 f"{result.path} is about {key} {asked!r:.100}, the inputs here have {value!r:.100}: give those of the "
                 "result, as given='[\"trace.path=FILE\"]'"

@@ -57,7 +57,13 @@ class Bounds:
 
 
 def counted_bounds(problem: Problem) -> Bounds:
-    """The bounds that counting slots gives, in no time."""
+    """The bounds that counting slots gives, in no time.
+
+    Raises:
+        ValueError: the slots are dealt to layers (see `deals`).
+    """
+    if problem.dealt:
+        raise ValueError("bounds: layers bounded one by one need the same slots in each; these are dealt to layers")
     methods = (METHODS[0],) * problem.model.num_layers
     return Bounds(
         combinatorial.cross_node_rows(problem),

@@ -3,6 +3,7 @@
     starts    plans of published planners (`joint_starts`), copies they may not have left out
     search    from the best start of each layer, annealing on sample batches of random home maps (`local_search`,
               `home_scenarios`), then a short stretch at a low temperature with a p-norm closer to the maximum
+    deal      of slots to layers, if the problem has them dealt (`joint_slots`)
     choice    for each layer the placement that the cost model itself prices lowest on the exact traffic of further home
               maps: search results and starts alike, so that no layer is worse there than the best start under the
               same routing
@@ -20,8 +21,10 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from grace_opt.batch_rates import PricesTraffic
 from grace_opt.plan import Plan
@@ -32,6 +35,7 @@ from grace_opt.planners.joint_choice import best_of_each_layer, layer_seconds, p
 from grace_opt.planners.joint_homes import HomeSearch
 from grace_opt.planners.joint_progress import Progress, Watcher
 from grace_opt.planners.joint_search import LayerSearches
+from grace_opt.planners.joint_slots import Deal, SlotDealer
 from grace_opt.planners.joint_starts import plan_of_linear, slots_of, starts_of, warm_up
 from grace_opt.planners.workload import ROBUST, Workload, require_mix
 from grace_opt.problem import Problem
@@ -70,6 +74,8 @@ class Joint:
             the layer time of the domain that takes longest (see `workload`).
         seed: of samples and of the search.
     """
+
+    deals_slots: ClassVar[bool] = True
 
     cost: PricesTraffic
     trials: int = 40_000
@@ -148,11 +154,20 @@ class Joint:
         slots_L = list(candidates[0])
         try:
             deadline, draws = began + self.time_limit_s, self._draws(workload)
-            search = LayerSearches(self, problem, workload.mean_rates(), draws, candidates, deadline, follow)
-            slots_L = search.slots_L
-            finished = search.run()
-            tell(Progress("choosing", layers, layers))
             maps = workload.home_maps(self.num_maps, CHOICE_SEED + self.seed)
+            deal = Deal.alike(problem, candidates)
+            if problem.dealt:
+                tell(Progress("dealing", 0, layers))
+                few = [[of_size[:2] for of_size in of_domain] for of_domain in maps]
+                dealer = SlotDealer(self, problem, workload.mean_rates(), draws, partial(self._seconds, workload, few))
+                deal = dealer.run(candidates, began, self.time_limit_s)
+                candidates = list(deal.starts)
+            search = LayerSearches(
+                self, problem, workload.mean_rates(), draws, candidates, deal.room, deadline, follow, deal.layers
+            )
+            slots_L = search.slots_L
+            finished = not deal.interrupted and search.run()
+            tell(Progress("choosing", layers, layers))
             plan, seconds = best_of_each_layer(workload, maps, [np.stack(slots_L), *candidates], self.policy)
             for start in filter(self._may_return, starts.values()):
                 if (priced := workload.objective(workload.seconds(start, maps))) < seconds:
@@ -161,6 +176,12 @@ class Joint:
             warnings.warn("joint: interrupted, the plan is the best of the samples", stacklevel=2)
             return Solution(plan_of_slots(np.stack(slots_L), problem, self.policy), status="feasible")
         return Solution(plan, status="heuristic" if finished else "feasible", objective=seconds)
+
+    def _seconds(
+        self, workload: Workload, maps: Sequence[Sequence[Sequence[Trace]]], slots_LRS: NDArray[np.int64], at: Problem
+    ) -> NDArray[np.float64]:
+        """[L] of a layer, by exact traffic; domains count alike."""
+        return np.asarray(workload.seconds(plan_of_slots(slots_LRS, at, self.policy), maps).mean(axis=0))
 
     def _require_room(self, problem: Problem) -> None:
         most, experts = int(problem.slots_per_rank.max()), problem.model.num_experts

@@ -28,7 +28,8 @@ def plan_of_slots(slots_LRS: NDArray[np.int64], problem: Problem, policy: str = 
 def layer_seconds(problem: Problem, cost: PricesTraffic, policy: str, layer: int, slots_RS: NDArray[np.int64]) -> float:
     """Exact time of one layer on the problem's own homes."""
     trace = replace(problem.trace, expert_ids=problem.trace.expert_ids[layer : layer + 1])
-    one = replace(problem, model=replace(problem.model, num_layers=1), trace=trace)
+    slots = slots_RS.shape[1] if problem.dealt else problem.slots
+    one = replace(problem, model=replace(problem.model, num_layers=1), trace=trace, slots=slots)
     plan = plan_of_slots(slots_RS[None], one, policy)
     return cost.price(one, traffic(trace, plan, cost.tokens_per_rank, num_threads=1)).mean_s
 

@@ -22,10 +22,12 @@ from grace_opt.planners.home_choice import aligned, arrivals, dealt, homes_by_pr
 from grace_opt.planners.joint_choice import layer_seconds, plan_of_slots
 from grace_opt.planners.joint_progress import Progress, Watcher
 from grace_opt.planners.joint_search import LayerSearches
+from grace_opt.planners.joint_slots import Deal, SlotDealer, padded
 from grace_opt.planners.joint_starts import slots_of
 from grace_opt.problem import Problem
 from grace_opt.solution import Solution
 from grace_opt.trace import Trace
+from grace_opt.traffic import traffic
 
 if TYPE_CHECKING:
     from grace_opt.planners.joint import Joint
@@ -58,7 +60,7 @@ class HomeSearch:
         self._options, self._problem, self._rates, self._starts = options, problem, rates, starts
         self._seed, self._began, self._watch = seeds[0], began, watch
         self._orders = arrivals(problem.trace, 2, seeds[1])
-        self._slots_L = list(starts[0])
+        self._slots_L, self._room_LR = list(starts[0]), Deal.alike(problem, starts).room
         self._best: Found | None = None
         self._finished = True
 
@@ -83,9 +85,17 @@ class HomeSearch:
         options, problem = self._options, self._problem
         maps, starts = self._homes_and_starts(turn, name)
         draw = [(maps[index % len(maps)], options.cost.tokens_per_rank) for index in range(options.num_batches)]
+        layers = None
+        if problem.dealt and name == "profile":
+            dealer = SlotDealer(options, problem, self._rates, [[draw]], partial(self._seconds, maps[0]))
+            deal = dealer.run(starts, self._began, TURNS[name] * options.time_limit_s)
+            self._room_LR, starts, layers = deal.room, deal.starts, deal.layers
+            self._slots_L = list(starts[0])
+            if deal.interrupted:
+                raise KeyboardInterrupt
         exact = partial(layer_seconds, replace(problem, trace=maps[0]), options.cost, options.policy)
         follow = None if self._watch is None else Watcher(self._watch, exact, False)
-        search = LayerSearches(options, problem, self._rates, [[draw]], starts, deadline, follow)
+        search = LayerSearches(options, problem, self._rates, [[draw]], starts, self._room_LR, deadline, follow, layers)
         self._slots_L = search.slots_L
         self._finished &= search.run()
         plan = plan_of_slots(np.stack(self._slots_L), problem)
@@ -94,6 +104,12 @@ class HomeSearch:
             self._best = found
         return search.interrupted
 
+    def _seconds(self, trace: Trace, slots_LRS: NDArray[np.int64], at: Problem) -> NDArray[np.float64]:
+        """[L] of a layer, by exact traffic of a trace with homes."""
+        cost = self._options.cost
+        counts = traffic(trace, plan_of_slots(slots_LRS, at), cost.tokens_per_rank)
+        return cost.price(replace(at, trace=trace), counts).layer_s
+
     def _homes_and_starts(self, turn: int, name: str) -> tuple[list[Trace], Sequence[NDArray[np.int64]]]:
         """Traces with homes to search on, and where to begin."""
         options, problem = self._options, self._problem
@@ -101,7 +117,7 @@ class HomeSearch:
         if name == "dealt":
             assert self._best is not None
             plan = self._best[0]
-            return [dealt(trace, plan) for trace in seen], [slots_of(plan, problem)]
+            return [dealt(trace, plan) for trace in seen], [padded(slots_of(plan, problem), int(self._room_LR.max()))]
         trace = homes_by_profile(seen[0], problem.topology.num_ranks)
         equal = len(set(problem.slots_per_rank.tolist())) == 1
         return [trace], [aligned(slots, trace, problem.topology) if equal else slots for slots in self._starts]

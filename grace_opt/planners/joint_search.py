@@ -42,6 +42,8 @@ class LayerSearches:
     Args:
         draws: [domain][draw] sample batches, as many in every draw. With robust=worst a sample takes some draws of each
             domain (see `domain_weights`), else it is all of them.
+        room_LR: experts a rank may hold in each layer.
+        layers: those to search, None: all; the others stay as in the first start.
     """
 
     def __init__(
@@ -51,10 +53,14 @@ class LayerSearches:
         rates: BatchRates,
         draws: Sequence[Sequence[Sequence[Scenario]]],
         starts: Sequence[NDArray[np.int64]],
+        room_LR: NDArray[np.int64],
         deadline: float,
         watcher: Watcher | None,
+        layers: Sequence[int] | None = None,
     ) -> None:
         self._options, self._problem, self._starts, self._watcher = options, problem, starts, watcher
+        self._room_LR = room_LR
+        self._layers = range(len(room_LR)) if layers is None else layers
         self._rates = rates_of(rates, problem.topology)
         scenarios = [scenario for domain in draws for draw in domain for scenario in draw]
         self._numbers = np.arange(len(scenarios)).reshape(len(draws), len(draws[0]), -1)
@@ -74,7 +80,7 @@ class LayerSearches:
             try:
                 if self._watcher:
                     self._watcher.begin(self.slots_L)
-                futures = [pool.submit(self._layer, layer) for layer in range(len(self.slots_L))]
+                futures = [pool.submit(self._layer, *turn) for turn in enumerate(self._layers)]
                 return all(done for done in [future.result() for future in futures])
             except KeyboardInterrupt as interrupt:
                 self._stop.set()
@@ -83,9 +89,9 @@ class LayerSearches:
                     warnings.warn("joint: interrupted, the best plan so far is kept", stacklevel=2)
                 return False
 
-    def _layer(self, layer: int) -> bool:
+    def _layer(self, turn: int, layer: int) -> bool:
         options, now = self._options, time.perf_counter()
-        turns_left = -(-(len(self.slots_L) - layer) // num_cores())
+        turns_left = -(-(len(self._layers) - turn) // num_cores())
         budget = max((self._deadline - now) / turns_left, 1e-9)
         slots_RS = self._best_start(layer)
         worst = DomainWeights(slots_RS, partial(self._seconds_of_domains, layer)) if self._worst else None
@@ -144,11 +150,11 @@ class LayerSearches:
         return self._search_on(sampler.of_layer(layer, batches), layer, slots_RS, number)
 
     def _search_on(self, sample: Sample, layer: int, slots_RS: NDArray[np.int64], number: int) -> LocalSearch:
-        problem = self._problem
-        seed = (self._options.seed * len(self.slots_L) + layer) * 1000 + number
-        return LocalSearch(
-            slots_RS, problem.slots_per_rank, problem.model.num_experts, sample, self._rates, seed, self._options.fill
+        seed, experts = (
+            (self._options.seed * len(self.slots_L) + layer) * 1000 + number,
+            self._problem.model.num_experts,
         )
+        return LocalSearch(slots_RS, self._room_LR[layer], experts, sample, self._rates, seed, self._options.fill)
 
     def _best_start(self, layer: int) -> NDArray[np.int64]:
         """[R, S] the start that is best in the sample."""

@@ -1,6 +1,7 @@
 """Where the joint planner's search begins: plans of published planners, and compiled code that is ready to run."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from grace_opt.planners.home_scenarios import ScenarioSampler
 from grace_opt.planners.joint_choice import best_of_each_layer, plan_of_slots
 from grace_opt.planners.linear import Linear
 from grace_opt.planners.local_search import LocalSearch, rates_of
+from grace_opt.planners.node_copies import NodeCopies
 from grace_opt.planners.occult import Occult
 from grace_opt.planners.workload import Workload
 from grace_opt.problem import Problem
@@ -28,16 +30,19 @@ STARTS: dict[str, Planner] = {
     "grace_plus": GracePlus(),
     "eplb": Eplb(hierarchical=True),
     "occult": Occult(),
+    "node_copies": NodeCopies(),
     "linear": Linear(),
 }
+QUICK_STARTS = {name: STARTS[name] for name in ("eplb", "occult", "node_copies", "linear")}
+"""Those that take no time to speak of."""
 FEW_TOKENS = 1000
 """Of one layer, on which everything compiled runs once."""
 
 
-def starts_of(problem: Problem) -> dict[str, Plan]:
+def starts_of(problem: Problem, planners: Mapping[str, Planner] = STARTS) -> dict[str, Plan]:
     """Plans of published planners; one that cannot plan within the slots is left out."""
     plans = {}
-    for name, planner in STARTS.items():
+    for name, planner in planners.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -56,7 +61,7 @@ def slots_of(plan: Plan, problem: Problem, filled: bool = False) -> NDArray[np.i
         load_LE = expert_loads(problem.trace)
         for layer, ranks in enumerate(lists):
             fill(ranks, problem.slots_per_rank.tolist(), load_LE[layer], plan.layer_ids[layer])
-    width = int(problem.slots_per_rank.max())
+    width = max(int(problem.slots_per_rank.max()), int(plan.placement.slots_reserved.max()) if problem.dealt else 0)
     slots_LRS = np.full((plan.placement.num_layers, plan.num_ranks, width), EMPTY, np.int64)
     for layer, ranks in enumerate(lists):
         for rank, experts in enumerate(ranks):

@@ -31,7 +31,8 @@ def test_a_cell_of_the_planners_benchmark_holds_every_planner_at_the_same_slots(
     options = argparse.Namespace(traces=tmp_path, maps=1, seconds=1.0, rival_seconds=1.0)
     rows = measure_cell(options, ("sample", "a100_25gbe_2x2", "prefill", "E + 1 per rank"))
     by_name = {row["planner"]: row for row in rows}
-    assert set(by_name) == {*RIVALS, "joint", "grace", "joint_with_homes"}
+    ours = {"joint", "joint_with_homes", "joint_dealt", "joint_dealt_with_homes"}
+    assert set(by_name) == {*RIVALS, "grace", *ours}
     assert {row["slots"] for name, row in by_name.items() if name != "grace"} == {4 * 17}
     assert {row["homes"] for row in rows} == {"given", "chosen"} and by_name["joint_with_homes"]["homes"] == "chosen"
     assert all(row["layer_time_s"] > 0 and row["home_maps"] in (1, 2) for row in rows)

@@ -18,6 +18,7 @@ from analysis import certify as certify_module
 from analysis import plan as plan_module
 from analysis.certify import certify
 from analysis.gap_line import GapLine, stands
+from analysis.parts import problems_of_plan
 from analysis.plan import plan
 from grace_opt.homes import Balanced
 from grace_opt.plan_file import read_plan
@@ -172,6 +173,11 @@ def test_rows_carry_the_bound_and_a_first_result_stands_before_it_is_sought(argu
             {"gap": 0.1, "cost": SimpleNamespace(price=COST.price)},
             "gap=0.1 needs a cost model that tells least times; SimpleNamespace does not",
         ),
+        ({"deal_slots": True, "planner": Eplb()}, "deal_slots=true would change nothing: Eplb gives every layer .*"),
+        (
+            {"deal_slots": True, "bound_seconds": 1},
+            "bound_seconds=1 bounds layers one by one, which deal_slots=true .*",
+        ),
         ({"bound_seconds": 0}, "bound_seconds must be a positive number, or null for bounds by counting alone, got 0"),
     ],
 )
@@ -250,3 +256,19 @@ def test_an_interrupt_while_it_searches_keeps_the_best_plan(arguments, tmp_path,
         rows = plan(**{**arguments, "planner": endless})
     assert result(tmp_path)["status"] == "complete" and rows[0]["bound"] > 0
     assert read_plan(tmp_path / "plan.json").provenance["planner"] == "joint"
+
+
+def test_dealt_slots_are_told_and_a_plan_of_them_is_priced_again_within_the_same_memory(arguments, tmp_path, capsys):
+    """A toy GPU holds 5 slots in each of 2 layers, not 7 in both."""
+    rows = plan(**{**arguments, "slots_per_rank": 5, "deal_slots": True})
+    said = capsys.readouterr().out
+    assert "5 slots per rank in the mean over layers" in said and "layers by slots that every rank needs" in said
+    assert result(tmp_path)["problem"]["deal_slots"] is True
+    assert rows[0]["gap"] > 0 and rows[0]["slots"] == 20
+    written = read_plan(tmp_path / "plan.json")
+    keys = ("model", "topology", "trace", "split", "homes")
+    parts = problems_of_plan(written, *(arguments[key] for key in keys))
+    assert parts["fit"].dealt
+    parts["fit"].check(written)
+    alike = replace(written, provenance={**written.provenance, "deal_slots": False})
+    assert not problems_of_plan(alike, *(arguments[key] for key in keys))["fit"].dealt

@@ -9,7 +9,7 @@ import pytest
 
 from grace_opt.model import MoEModel
 from grace_opt.plan import Plan
-from grace_opt.problem import Problem, check_trace, slots_that_fit, smallest_slots
+from grace_opt.problem import Problem, check_trace, slots_that_fit, smallest_slots, with_slots
 from grace_opt.topology import Topology
 from grace_opt.trace import Trace
 
@@ -108,3 +108,32 @@ def test_slots_are_frozen(make_problem: Callable[..., Problem], trace: Trace) ->
     problem = make_problem(trace, slots=given)
     given[0] = 9
     assert problem.slots_per_rank.tolist() == [1, 1, 1, 1]
+
+
+def test_dealt_slots_are_a_budget_over_all_layers(
+    make_problem: Callable[..., Problem],
+    make_plan: Callable[..., Plan],
+    make_trace: Callable[..., Trace],
+    model: MoEModel,
+) -> None:
+    """Every rank is to have as many slots in a layer as its fullest."""
+    trace = make_trace(TOKENS * 2, homes=[0, 3], model="toy")
+    problem = make_problem(trace, slots=2, model=replace(model, num_layers=2))
+    wide, narrow = [[0, 1, 2], [3], [], []], [[0], [1], [2], [3]]
+    plan = make_plan([wide, narrow])
+    replace(problem, dealt=True).check(plan)
+    with pytest.raises(ValueError, match="plan holds 3 experts on rank 0 in layer 0, but slots_per_rank allows 2"):
+        problem.check(plan)
+    with pytest.raises(ValueError, match="takes 5 slots of every rank over its 2 layers, but slots_per_rank=2 deals 4"):
+        replace(problem, dealt=True).check(make_plan([wide, [[0, 1], [2, 3], [], []]]))
+
+
+def test_only_equal_slots_can_be_dealt(make_problem: Callable[..., Problem], trace: Trace) -> None:
+    with pytest.raises(ValueError, match="slots_per_rank runs from 1 to 2: give one number, or deal_slots=false"):
+        replace(make_problem(trace, slots=[2, 1, 2, 2]), dealt=True)
+
+
+def test_one_layer_may_have_more_than_memory_holds_for_all(make_problem: Callable[..., Problem], trace: Trace) -> None:
+    wide = with_slots(replace(make_problem(trace, slots=10), dealt=True), 12)
+    assert (wide.slots_per_rank.tolist(), wide.dealt) == ([12] * 4, False)
+    assert with_slots(wide, 1).topology.memory_bytes.tolist() == [3600] * 4

@@ -73,7 +73,7 @@ def test_no_start_is_better_on_the_maps_it_chooses_by(problem, scheme, slots):
     assert solution.status == "heuristic" and solution.plan.provenance["planner"] == "joint"
     assert solution.objective == pytest.approx(seconds(problem, solution.plan, cost), rel=1e-9)
     starts = [seconds(problem, plan, cost) for plan in starts_of(problem).values()]
-    assert len(starts) == (len(STARTS) if slots == 4 else len(starts))
+    assert len(starts) == (len(STARTS) - 1 if slots == 4 else len(starts))  # a node has not all experts
     assert solution.objective < 0.999 * min(starts)
 
 
