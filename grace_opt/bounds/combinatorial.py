@@ -18,17 +18,26 @@ from grace_opt.traffic import batch_segments
 
 
 def busiest_rank_load(problem: Problem) -> NDArray[np.float64]:
-    """[L] no plan's busiest rank serves fewer (token, expert) pairs: max over j of (sum of the j largest loads) / m_j.
+    """[L] no plan's busiest rank serves fewer (token, expert) pairs: max over j of min over m of the j largest loads
+    and the n smallest, over m.
 
     Proof: the other E - j experts need a slot each, so the j hottest have at most sum s_r - (E - j) copies and lie on
-    at most m_j = min(ranks with slots, that many) ranks; one of those carries at least the mean. j = 1 is the hottest
-    expert over its copies, j = E the mean over ranks.
+    some m ranks with slots, at most that many and enough to hold them. Of the other experts at most as many as there
+    are slots elsewhere have a copy elsewhere; n = E - j less the slots of the R - m largest ranks, or more, are served
+    by these m ranks alone, of which one carries at least the mean. j = E is the mean over ranks; j = 1 without copies
+    is the hottest expert and those that must share its rank.
     """
-    hottest_LE = -np.sort(-expert_loads(problem.trace), axis=1)
-    experts_taken = np.arange(1, problem.model.num_experts + 1)
-    copies = problem.num_slots - (problem.model.num_experts - experts_taken)
-    ranks = np.minimum(np.count_nonzero(problem.slots_per_rank), copies)
-    return np.asarray((hottest_LE.cumsum(axis=1) / ranks).max(axis=1))
+    experts, slots_R = problem.model.num_experts, np.sort(problem.slots_per_rank[problem.slots_per_rank > 0])
+    sorted_LE = np.sort(expert_loads(problem.trace), axis=1)
+    none_L1 = np.zeros((len(sorted_LE), 1))
+    coldest_LN = np.concatenate([none_L1, sorted_LE.cumsum(axis=1)], axis=1)
+    hottest_LE = sorted_LE[:, ::-1].cumsum(axis=1)
+    taken_E1, ranks_M = np.arange(1, experts + 1)[:, None], np.arange(1, len(slots_R) + 1)
+    elsewhere_M = slots_R.sum() - slots_R.cumsum()
+    alone_EM = np.clip(experts - taken_E1 - elsewhere_M, 0, None)
+    can_EM = (ranks_M <= slots_R.sum() - (experts - taken_E1)) & (slots_R[::-1].cumsum() >= taken_E1)
+    load_LEM = np.where(can_EM, (hottest_LE[:, :, None] + coldest_LN[:, alone_EM]) / ranks_M, np.inf)
+    return np.asarray(load_LEM.min(axis=2).max(axis=1))
 
 
 def cross_node_rows(problem: Problem) -> NDArray[np.float64]:

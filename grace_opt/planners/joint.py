@@ -153,18 +153,16 @@ class Joint:
         follow = None if watch is None else Watcher(watch, exact, True)
         slots_L = list(candidates[0])
         try:
-            deadline, draws = began + self.time_limit_s, self._draws(workload)
+            rates, draws, deadline = workload.mean_rates(), self._draws(workload), began + self.time_limit_s
             maps = workload.home_maps(self.num_maps, CHOICE_SEED + self.seed)
             deal = Deal.alike(problem, candidates)
             if problem.dealt:
                 tell(Progress("dealing", 0, layers))
                 few = [[of_size[:2] for of_size in of_domain] for of_domain in maps]
-                dealer = SlotDealer(self, problem, workload.mean_rates(), draws, partial(self._seconds, workload, few))
+                dealer = SlotDealer(self, problem, rates, draws, partial(self._seconds, workload, few))
                 deal = dealer.run(candidates, began, self.time_limit_s)
-                candidates = list(deal.starts)
-            search = LayerSearches(
-                self, problem, workload.mean_rates(), draws, candidates, deal.room, deadline, follow, deal.layers
-            )
+            candidates = list(deal.starts)
+            search = LayerSearches(self, problem, rates, draws, candidates, deal.room, deadline, follow, deal.layers)
             slots_L = search.slots_L
             finished = not deal.interrupted and search.run()
             tell(Progress("choosing", layers, layers))

@@ -20,7 +20,8 @@ class Progress:
     """How far a plan is.
 
     Attributes:
-        stage: compiling, starting (with published plans), searching, choosing (among what was found).
+        stage: compiling, starting (with published plans), dealing (slots to layers, if they are to be dealt),
+            searching, choosing (among what was found).
         layers_done: searched, of num_layers.
         found_s: mean layer time of the best so far, exact under the cost model; None before the search. A layer that
             is yet to be searched counts as in the first start.

@@ -49,7 +49,7 @@ def test_no_plan_beats_a_bound(random_cases, data) -> None:  # type: ignore[no-u
     ("slots", "load"),
     [
         (1, 6),  # no room for a second copy: the hottest expert keeps its 6 tokens on one rank
-        ([2, 2, 0, 0], 6),  # 12 tokens on two ranks
+        ([2, 2, 0, 0], 8),  # no copy to spare: the hottest expert shares its rank with another
         ([2, 1, 1, 1], 3),  # one copy to spare: 6 tokens on two ranks, or 12 on four
         ([3, 1, 0, 1], 4),  # 12 tokens on three ranks
         (2, 3),
@@ -67,6 +67,19 @@ def test_a_hot_expert_is_received_but_for_tokens_that_come_to_its_rank(
 ) -> None:
     """Expert 0 has 6 tokens, 3 of either local number; on two ranks of both numbers nothing need move on."""
     assert busiest_receiver_rows(problem_of(slots)).tolist() == [rows]
+
+
+def test_without_spare_slots_the_hottest_expert_has_others_on_its_rank(
+    make_problem: Callable[..., Problem], make_trace: Callable[..., Trace], make_plan: Callable[..., Plan]
+) -> None:
+    """Loads 6, 3, 2 and 1, two slots on either of two ranks: 7, which experts 0 and 3 together reach. With a slot more
+    for a copy of expert 0 it is the mean; with one on a third rank, 6 and 1 on two ranks, or the mean of three."""
+    trace = make_trace([[[0, 1]] * 3 + [[0, 2]] * 2 + [[0, 3]]], homes=[0] * 6)
+    problem = make_problem(trace, [2, 2, 0, 0])
+    assert busiest_rank_load(problem).tolist() == [7]
+    assert traffic(trace, make_plan([[[0, 3], [1, 2], [], []]])).load.max() == 7
+    assert busiest_rank_load(make_problem(trace, [3, 2, 0, 0])).tolist() == [6]
+    assert busiest_rank_load(make_problem(trace, [2, 2, 1, 0])).tolist() == [4]
 
 
 def test_two_hot_experts_without_copies_to_spare_bound_the_load(
