@@ -150,11 +150,9 @@ class LayerSearches:
         return self._search_on(sampler.of_layer(layer, batches), layer, slots_RS, number)
 
     def _search_on(self, sample: Sample, layer: int, slots_RS: NDArray[np.int64], number: int) -> LocalSearch:
-        seed, experts = (
-            (self._options.seed * len(self.slots_L) + layer) * 1000 + number,
-            self._problem.model.num_experts,
-        )
-        return LocalSearch(slots_RS, self._room_LR[layer], experts, sample, self._rates, seed, self._options.fill)
+        seed = (self._options.seed * len(self.slots_L) + layer) * 1000 + number
+        room_R, experts = self._room_LR[layer], self._problem.model.num_experts
+        return LocalSearch(slots_RS, room_R, experts, sample, self._rates, seed, self._options.fill)
 
     def _best_start(self, layer: int) -> NDArray[np.int64]:
         """[R, S] the start that is best in the sample."""
