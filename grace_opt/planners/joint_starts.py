@@ -61,7 +61,7 @@ def slots_of(plan: Plan, problem: Problem, filled: bool = False) -> NDArray[np.i
         load_LE = expert_loads(problem.trace)
         for layer, ranks in enumerate(lists):
             fill(ranks, problem.slots_per_rank.tolist(), load_LE[layer], plan.layer_ids[layer])
-    width = max(int(problem.slots_per_rank.max()), int(plan.placement.slots_reserved.max()) if problem.dealt else 0)
+    width = max(int(problem.slots_per_rank.max()), int(plan.placement.slots_reserved.max()))
     slots_LRS = np.full((plan.placement.num_layers, plan.num_ranks, width), EMPTY, np.int64)
     for layer, ranks in enumerate(lists):
         for rank, experts in enumerate(ranks):
