@@ -82,8 +82,8 @@ def certify(
         solution,
         int(rows_L.sum()),
         float(bounds.cross_node_rows.sum()),
-        _median_gap(rows_L, bounds.cross_node_rows),
-        _median_gap(busiest_L, bounds.busiest_sender_rows),
+        median_gap(rows_L, bounds.cross_node_rows),
+        median_gap(busiest_L, bounds.busiest_sender_rows),
     )
 
 
@@ -93,7 +93,8 @@ def _of_any_deal(solution: Solution, problem: Problem, cost: CostModel, rows_L: 
     return Certificate(solution, int(rows_L.sum()), rows, None, None)
 
 
-def _median_gap(rows_L: NDArray[np.int64], least_L: NDArray[np.float64]) -> float | None:
+def median_gap(rows_L: NDArray[np.int64], least_L: NDArray[np.float64]) -> float | None:
+    """How far rows are above what they are at least, over layers that need any; None if there are none."""
     some = least_L > 0
     return float(np.median(rows_L[some] / least_L[some] - 1)) if some.any() else None
 

@@ -42,6 +42,7 @@ from grace_opt.problem import Problem
 from grace_opt.solution import Solution
 from grace_opt.trace import Trace
 
+HOMES = ("given", "known", "chosen")
 SEARCH_SEED, CHOICE_SEED = 1000, 2000
 """First seeds of the home maps: those a plan is judged on elsewhere are others."""
 
@@ -63,8 +64,9 @@ class Joint:
         fill: every slot holds an expert, none twice on a rank, in all that is searched and returned. Needs a budget of
             at most E slots on a rank; where copies cost more than they bring, a smaller one is better. False: slots
             may stay empty, and do where a copy would not help.
-        homes: "given" plans for any homes; "chosen" decides them too, by a rule that the plan then carries; the
-            rule counts what homes cost under `cover`, so that is the policy then.
+        homes: "given" plans for any homes; "known" for those of the trace, as if no request ever lived elsewhere;
+            "chosen" decides them too, by a rule that the plan then carries; the rule counts what homes cost under
+            `cover`, so that is the policy then.
         first_tokens: of a request, known when its home is chosen; None: all of them. Read with homes=chosen only.
         num_maps: home maps (each with its mirror) on which candidates are compared exactly.
         mix: sizes of batches to plan for, as a list of {tokens_per_rank, share}: the mean layer time of the batches
@@ -103,14 +105,14 @@ class Joint:
             raise ValueError(f"joint: policy must be one of {', '.join(POLICIES)}, got {self.policy!r}")
         if not isinstance(self.fill, bool):
             raise ValueError(f"joint: fill must be true or false, got {self.fill!r}")
-        if self.homes not in ("given", "chosen"):
-            raise ValueError(f"joint: homes must be given or chosen, got {self.homes!r}")
+        if self.homes not in HOMES:
+            raise ValueError(f"joint: homes must be one of {', '.join(HOMES)}, got {self.homes!r}")
         if self.first_tokens is not None and self.first_tokens < 1:
             raise ValueError(f"joint: first_tokens must be at least 1, or null for all, got {self.first_tokens}")
         require_mix(self.mix)
         if self.robust not in ROBUST:
             raise ValueError(f"joint: robust must be one of {', '.join(ROBUST)}, got {self.robust!r}")
-        if self.homes == "chosen" and (self.mix is not None or self.robust != "none"):
+        if self.homes != "given" and (self.mix is not None or self.robust != "none"):
             raise ValueError("joint: a mix, or robust=mean or worst, is planned with homes=given only")
         if self.homes == "chosen" and self.policy != "cover":
             raise ValueError(f"joint: policy={self.policy} is planned for with homes=given only")
@@ -135,7 +137,7 @@ class Joint:
         """
         self._require_room(problem)
         layers, tell = problem.model.num_layers, watch or (lambda _: None)
-        workload = Workload.of(problem, self.cost, self.mix, self.robust, recordings)
+        workload = Workload.of(problem, self.cost, self.mix, self.robust, recordings, self.homes == "known")
         try:
             tell(Progress("compiling", 0, layers))
             warm_up(problem, self.cost, self.homes, self.policy)

@@ -56,6 +56,7 @@ class Workload:
         domains: traces, homes yet to be dealt, whose times are told apart; the problem's own alone if none are.
         worst: the worst domain's time counts, else the mean over domains.
         recordings: a trace of each size; None: batches of all sizes are of the domain's.
+        homes_known: requests live where the traces say, in place of random homes.
     """
 
     problem: Problem
@@ -65,11 +66,12 @@ class Workload:
     domains: tuple[Trace, ...]
     worst: bool
     recordings: tuple[Trace, ...] | None = None
+    homes_known: bool = False
 
     @classmethod
     def of(
         cls, problem: Problem, cost: PricesTraffic, mix: Sequence[Mapping[str, float]] | None, robust: str,
-        recordings: Sequence[Trace] | None = None,
+        recordings: Sequence[Trace] | None = None, homes_known: bool = False,
     ) -> "Workload":  # fmt: skip
         """That of a problem.
 
@@ -89,7 +91,8 @@ class Workload:
         domains = (problem.trace,) if robust == "none" else _domains(problem, sizes, robust)
         each = [problem] * len(costs) if own is None else [replace(problem, trace=trace) for trace in own]
         rates = tuple(batch_rates(one, cost) for one, cost in zip(each, costs, strict=True))
-        return cls(problem, costs, tuple((shares / shares.sum()).tolist()), rates, domains, robust == "worst", own)
+        shares_S = tuple((shares / shares.sum()).tolist())
+        return cls(problem, costs, shares_S, rates, domains, robust == "worst", own, homes_known)
 
     def mean_rates(self) -> BatchRates:
         """One set of rates for batches of all sizes: seconds of the mean row; the experts' table of the largest."""
@@ -128,9 +131,11 @@ class Workload:
         return result
 
     def home_maps(self, num_maps: int, first_seed: int) -> list[list[list[Trace]]]:
-        """[domain][size] its trace under seeded random homes and their mirrors."""
+        """[domain][size] its trace under seeded random homes and their mirrors; known homes are the one map."""
 
         def of(trace: Trace) -> list[Trace]:
+            if self.homes_known:
+                return [trace]
             return home_maps(trace, self.problem.topology, num_maps, first_seed)
 
         if self.recordings is not None:

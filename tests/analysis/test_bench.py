@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from analysis import bench_bounds, certify
+from analysis import bench_bounds
 from analysis.bench_planners import RIVALS, measure_cell
 from analysis.bench_traffic import measure, write_random_trace
 from analysis.results import write_result
@@ -45,14 +45,23 @@ def test_a_budget_that_another_holds_already_makes_no_cell(tmp_path):
 
 def test_a_cell_of_the_bounds_benchmark_proves_more_than_counting_does(tmp_path, monkeypatch):
     """One case a layer, however long it takes."""
-    at_root = partial(certify.lower_bounds, workers=1, cases_per_layer=1)
-    monkeypatch.setattr(certify, "lower_bounds", at_root)
-    options = argparse.Namespace(traces=tmp_path, every=8, seconds=1e9, plan_seconds=8.0)
+    at_root = partial(bench_bounds.lower_bounds, workers=1, cases_per_layer=1)
+    monkeypatch.setattr(bench_bounds, "lower_bounds", at_root)
+    monkeypatch.setattr(bench_bounds, "RIVALS", ("linear", "eplb"))
+    options = argparse.Namespace(traces=tmp_path, layers=1, seconds=1e9, plan_seconds=8.0, part_seconds=2.0)
     row = bench_bounds.measure_cell(options, ("sample", "a100_25gbe_2x2", "prefill", "E"))
-    assert (row["layers"], row["plan_limit_s"]) == (1, 1.0)
+    assert row["layers"] == "4"
     assert 0 < row["gap"] < row["gap_by_counting"]
     assert row["layer_time_s"] > row["bound_s"] > 0
     assert row["rows_gap"] >= 0 and row["busiest_gap"] >= 0
+    assert row["rival"] in ("linear", "eplb") and 1 < row["rival_over_joint"] < row["rival_over_bound"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "layers"), [(1, [3]), (2, [1, 4]), (3, [1, 3, 5]), (6, list(range(6))), (9, list(range(6)))]
+)
+def test_layers_are_spread_evenly(wanted, layers):
+    assert bench_bounds.spaced(6, wanted) == layers
 
 
 def test_words_that_name_no_cell_are_one_line(tmp_path, monkeypatch, capsys):
@@ -66,7 +75,8 @@ def test_words_that_name_no_cell_are_one_line(tmp_path, monkeypatch, capsys):
 
 def test_a_run_with_nothing_left_to_do_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    row = {"model": "deepseek_v3", "topology": "h100_ib_2x8", "phase": "decode", "budget": "E", "gap": 0.5}
+    row = {"model": "deepseek_v3", "topology": "h100_ib_2x8", "phase": "decode", "budget": "E"}
+    row |= {"rival_over_joint": 1.5, "rival_over_bound": 2.0}
     more = {**row, "budget": "E + 1 per rank"}
     write_result(bench_bounds.OUTPUT, "bench-bounds", {}, [row, more])
     monkeypatch.setattr(bench_bounds, "RESULTS", tmp_path / "bounds.csv")
