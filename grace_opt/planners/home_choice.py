@@ -11,7 +11,6 @@ from grace_opt.batch_rates import BatchRates, PricesTraffic
 from grace_opt.home_rule import HomeRule, deal, home_costs
 from grace_opt.plan import Plan
 from grace_opt.problem import Problem
-from grace_opt.topology import Topology
 from grace_opt.trace import Trace
 from grace_opt.traffic import traffic
 
@@ -66,13 +65,12 @@ def _profiles(trace: Trace) -> NDArray[np.float64]:
     return (profiles_QLE / trace.lengths[:, None, None]).reshape(trace.num_sequences, -1)
 
 
-def aligned(slots_LRS: NDArray[np.int64], trace: Trace, topology: Topology) -> NDArray[np.int64]:
-    """[L, R, S] the same groups of experts on the nodes, then ranks, whose own tokens choose them most.
-
-    Only groups on ranks of equal slots change places: all nodes must be of one size and all ranks of one budget.
-    """
+def aligned(slots_LRS: NDArray[np.int64], problem: Problem) -> NDArray[np.int64]:
+    """[L, R, S] the same groups of experts on the nodes, then ranks, whose own tokens choose them most; unchanged where
+    nodes are not of one size, or ranks not of one budget."""
+    trace, topology = problem.trace, problem.topology
     assert trace.homes is not None
-    if len(set(topology.ranks_per_node)) > 1:
+    if len(set(topology.ranks_per_node)) > 1 or len(set(problem.slots_per_rank.tolist())) > 1:
         return slots_LRS
     nodes, result = topology.num_nodes, slots_LRS.copy()
     home_T = np.repeat(trace.homes, trace.lengths)

@@ -30,6 +30,7 @@ from grace_opt.batch_rates import PricesTraffic
 from grace_opt.plan import Plan
 from grace_opt.planners.copy_choice import POLICIES
 from grace_opt.planners.domain_weights import DRAWS, POOL
+from grace_opt.planners.home_choice import aligned
 from grace_opt.planners.home_scenarios import Scenario
 from grace_opt.planners.joint_choice import best_of_each_layer, layer_seconds, plan_of_slots
 from grace_opt.planners.joint_homes import HomeSearch
@@ -151,6 +152,8 @@ class Joint:
         if self.homes == "chosen":
             seeds = SEARCH_SEED + self.seed, CHOICE_SEED + self.seed
             return HomeSearch(self, problem, workload.rates[0], candidates, seeds, began, watch).run()
+        if self.homes == "known":
+            candidates = [aligned(slots, problem) for slots in candidates]
         exact = partial(layer_seconds, problem, self.cost, self.policy)
         follow = None if watch is None else Watcher(watch, exact, True)
         slots_L = list(candidates[0])

@@ -119,5 +119,4 @@ class HomeSearch:
             plan = self._best[0]
             return [dealt(trace, plan) for trace in seen], [padded(slots_of(plan, problem), int(self._room_LR.max()))]
         trace = homes_by_profile(seen[0], problem.topology.num_ranks)
-        equal = len(set(problem.slots_per_rank.tolist())) == 1
-        return [trace], [aligned(slots, trace, problem.topology) if equal else slots for slots in self._starts]
+        return [trace], [aligned(slots, replace(problem, trace=trace)) for slots in self._starts]

@@ -30,11 +30,12 @@ def test_every_rank_gets_a_sequence_where_there_are_as_many(trace):
 
 
 def test_groups_move_to_the_nodes_then_ranks_that_choose_them_most(trace, problem_of):
-    topology = problem_of([[[0]]], 4, 1, nodes=2).topology
+    one = problem_of([[[0]]], 4, 1, nodes=2)
     at_home = replace(trace, homes=np.array([3, 2, 1, 0] * 2))  # expert 0 is chosen on rank 3, and so on
     slots = np.array([[[0], [1], [2], [3]], [[3], [1], [2], [0]]])
     trace_of_two = replace(at_home, expert_ids=np.repeat(trace.expert_ids, 2, axis=0))
-    moved = aligned(slots, trace_of_two, topology)
+    problem = replace(one, model=replace(one.model, num_layers=2), trace=trace_of_two)
+    moved = aligned(slots, problem)
     assert moved[0].ravel().tolist() == [3, 2, 1, 0]
     # groups of a node stay together: 3 and 1 on one, 2 and 0 on the other
     assert {frozenset(moved[1, :2, 0].tolist()), frozenset(moved[1, 2:, 0].tolist())} == {
@@ -42,6 +43,7 @@ def test_groups_move_to_the_nodes_then_ranks_that_choose_them_most(trace, proble
         frozenset({2, 0}),
     }
     assert moved[1, 0, 0] == 3 and moved[1, 3, 0] == 0
+    assert aligned(slots, replace(problem, slots=[1, 1, 1, 2])) is slots  # groups of other ranks may not fit
 
 
 def test_arrivals_are_seeded_orders_of_the_same_requests(trace):

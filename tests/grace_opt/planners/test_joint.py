@@ -265,6 +265,18 @@ def test_homes_as_a_decision_carry_a_rule_and_end_all_traffic_of_a_clustered_tra
     assert chosen.objective < given.objective / 10
 
 
+def test_known_homes_are_the_only_ones_that_are_planned_for(clustered):
+    """Sequences of a kind share a rank, which can hold all their experts; a plan for any homes cannot tell."""
+    problem = clustered(0, 8, 4)
+    chosen = replace(SMALL, homes="chosen", first_tokens=2)(problem)
+    problem = replace(problem, trace=dealt(problem.trace, chosen.plan))
+    given, known = SMALL(problem), replace(SMALL, homes="known")(problem)
+    assert known.plan.homes is None
+    assert known.objective == SMALL.cost(problem, known.plan).mean_s < SMALL.cost(problem, given.plan).mean_s
+    none, some = (traffic(problem.trace, s.plan).cross_node_rows("hierarchical").sum() for s in (known, given))
+    assert none == 0 < some
+
+
 def check_filled(problem, plan):
     problem.check(plan)
     assert (plan.placement.slots_used == problem.slots_per_rank).all()
@@ -368,7 +380,7 @@ def test_slots_that_only_second_copies_on_a_rank_could_fill_are_refused_in_one_l
         ({"policy": "wrr"}, "policy must be one of cover, tar, uniform, got 'wrr'"),
         ({"policy": "tar", "homes": "chosen"}, "policy=tar is planned for with homes=given only"),
         ({"fill": "yes"}, "fill must be true or false, got 'yes'"),
-        ({"homes": "random"}, "homes must be given or chosen, got 'random'"),
+        ({"homes": "random"}, "homes must be one of given, known, chosen, got 'random'"),
         ({"first_tokens": 0}, "first_tokens must be at least 1, or null for all, got 0"),
         ({"seed": -1}, "seed must not be negative, got -1"),
         ({"cost": lambda problem, plan: None}, "cost must be a model that prices traffic, got function"),

@@ -254,6 +254,7 @@ def test_layers_are_chosen_for_the_worst_domain_of_all_together(monkeypatch, two
         ({"robust": "median"}, "robust must be one of none, mean, worst, got 'median'"),
         ({"robust": "mean", "homes": "chosen"}, "a mix, or robust=mean or worst, is planned with homes=given only"),
         ({"mix": [{"tokens_per_rank": 1, "share": 1}], "homes": "chosen"}, "a mix, or .* with homes=given only"),
+        ({"robust": "mean", "homes": "known"}, "a mix, or robust=mean or worst, is planned with homes=given only"),
         ({"mix": []}, "mix must name every size once, one at least with a share above 0; null for no mix"),
         ({"mix": [{"tokens_per_rank": 4, "share": 0}]}, "mix must name every size once, .*"),
         ({"mix": [{"tokens_per_rank": 4, "share": 1}] * 2}, "mix must name every size once, .*"),
