@@ -1,12 +1,22 @@
-"""Simulated annealing of one layer's slots with exact counts, compiled; `local_search` tells what it does."""
+"""Simulated annealing of one layer's slots with exact counts, compiled; `local_search` tells what it does.
+
+A move is tried batch by batch. Its margin is drawn first: the change of the mean up to which it is accepted. Once the
+mean change of the batches so far is above the margin by some standard errors, it is given up without the rest, as most
+moves of a cold search are (the sequential test of Korattikara, Chen and Welling, Austerity in MCMC Land, 2014, section
+4). What is accepted was tried on all batches, so counters stay exact. Trials begin with different batches.
+"""
 
 import numpy as np
 from numba import njit
 
 from grace_opt.cover import cover_token
 from grace_opt.planners.copy_choice import copies_in_turn
+from grace_opt.planners.rerouting import change_batch, scratch_of, visits_node
 from grace_opt.planners.search_moves import NOBODY, list_copies, move_copy, propose
 from grace_opt.planners.search_objective import add_rank, batch_seconds, expert_seconds
+
+PATIENCE = 1.0
+"""Standard errors by which a move must seem too bad before its remaining batches are left out."""
 
 
 @njit(nogil=True, cache=True)
@@ -33,38 +43,18 @@ def anneal(  # type: ignore[no-untyped-def]
     expert_turn_TK is that of the sample: numba leaves out of what it compiles the way that is not taken where an
     argument itself is None. Tested for each token, it would make the search a third slower.
     """
-    ids_TK, home_T, turn_T, batch_T, weight_B, first_E, tokens, _, nearest = sample
-    node_R, entry_RN, node_mask, by_rank = rates.node, rates.entry, rates.node_mask, rates.by_rank
-    table_RG, most_tokens = rates.expert, rates.most_tokens
-    rank_TK, visits_TW, pairs_BRE = counters.rank, counters.visits, counters.pairs
-    list_copies(slots_RS, copies_E, rank_EC)
-    num_tokens, top_k = sample.ids.shape
     num_batches, num_ranks = counters.busy.shape
-    node_K, copy_K, mask_W = (
-        np.empty(top_k, np.int64),
-        np.empty(top_k, np.int64),
-        np.empty(visits_TW.shape[1], np.int64),
-    )
-    seen_N, seen_R = np.full(len(rates.between_node), -1, np.int64), np.full(num_ranks, -1, np.int64)
-    _count_all(
-        sample, expert_turn_TK, rates, counters, copies_E, rank_EC, node_K, copy_K, seen_N, seen_R, mask_W, doublings
-    )
-    stamp = num_tokens
+    scratch = scratch_of(sample, counters, len(rates.between_node), num_ranks)
+    list_copies(slots_RS, copies_E, rank_EC)
+    _count_all(sample, expert_turn_TK, rates, counters, copies_E, rank_EC, scratch, doublings)
     now = counters.parts.mean()
     if now < best:
         best = now
         best_RS[:] = slots_RS
-    most = 2 * np.max(np.diff(sample.first)) + 1
-    rerouted, new_rank = np.empty(most, np.int64), np.empty((most, top_k), np.int64)
-    new_visits = np.empty((most, visits_TW.shape[1]), np.int64)
-    cells, cell_old = np.empty((2 * most * top_k, 3), np.int64), np.empty(2 * most * top_k)
-    rows, busy, parts = counters.rows.copy(), counters.busy.copy(), counters.parts.copy()
-    seen_T, seen_cell = np.full(num_tokens, -1, np.int64), np.full(counters.pairs.shape, -1, np.int64)
-    seen_B = np.full(num_batches, -1, np.int64)
     hot, cold = hottest * now, coldest * now
     for trial in range(trials):
         r1, s1, r2, s2, new1, new2 = propose(
-            random, slots_RS, room_R, copies_E, rank_EC, ids_TK, first_E, tokens, filled
+            random, slots_RS, room_R, copies_E, rank_EC, sample.ids, sample.first, sample.tokens, filled
         )
         if r1 == NOBODY:
             continue
@@ -74,67 +64,33 @@ def anneal(  # type: ignore[no-untyped-def]
         if r2 != NOBODY:
             slots_RS[r2, s2] = new2
             move_copy(old2, new2, r2, copies_E, rank_EC)
-        rows[:], busy[:] = counters.rows, counters.busy
-        count, num_cells = 0, 0
-        for side in range(2):
-            expert = old1 if side == 0 else new1
-            for position in range(first_E[expert], first_E[expert + 1]) if expert >= 0 else range(0):
-                t = tokens[position]
-                if seen_T[t] == trial:
-                    continue
-                seen_T[t] = trial
-                b, home, weight = batch_T[t], home_T[t], weight_B[batch_T[t]]
-                stamp += 1
-                if expert_turn_TK is None:
-                    cover_token(
-                        ids_TK, t, home, turn_T[t], copies_E, rank_EC, node_R, entry_RN, node_K, seen_N, seen_R, stamp,
-                        copy_K,
-                    )  # fmt: skip
-                else:
-                    copies_in_turn(ids_TK, t, home, expert_turn_TK, nearest, copies_E, rank_EC, node_R, copy_K)
-                if not _reroute(ids_TK, t, rank_EC, copy_K, rank_TK, new_rank, new_visits, count):
-                    continue
-                _change_rows(
-                    node_R, entry_RN, node_mask, by_rank, rank_TK, visits_TW, rows, t, b, home, weight, new_rank,
-                    new_visits, count, mask_W,
-                )  # fmt: skip
-                for k in range(top_k):
-                    if new_rank[count, k] != rank_TK[t, k]:
-                        for way in range(2):
-                            r, e = (new_rank[count, k] if way else rank_TK[t, k]), ids_TK[t, k]
-                            if seen_cell[b, r, e] != trial:
-                                seen_cell[b, r, e] = trial
-                                cells[num_cells, 0], cells[num_cells, 1], cells[num_cells, 2] = b, r, e
-                                cell_old[num_cells] = pairs_BRE[b, r, e]
-                                num_cells += 1
-                            pairs_BRE[b, r, e] += weight if way else -weight
-                seen_B[b] = trial
-                rerouted[count] = t
-                count += 1
-        for c in range(num_cells):
-            b, r, e = cells[c, 0], cells[c, 1], cells[c, 2]
-            busy[b, r] += expert_seconds(table_RG, most_tokens, r, pairs_BRE[b, r, e]) - expert_seconds(
-                table_RG, most_tokens, r, cell_old[c]
-            )
-        after = 0.0
-        for b in range(num_batches):
-            parts[b] = batch_seconds(rates, rows, busy, b, doublings) if seen_B[b] == trial else counters.parts[b]
-            after += parts[b] / num_batches
         temperature = hot * (cold / hot) ** (trial / trials) if hot > 0 else 1e-300
-        if after <= now or random.random() < np.exp((now - after) / temperature):
-            now = after
-            counters.rows[:], counters.busy[:], counters.parts[:] = rows, busy, parts
+        margin = -np.log(1.0 - random.random()) * temperature
+        count, num_cells, total, squares, tried = 0, 0, 0.0, 0.0, 0
+        while tried < num_batches:
+            b = (2 * trial + tried) % num_batches
+            count, num_cells = change_batch(
+                sample, expert_turn_TK, rates, counters, copies_E, rank_EC, scratch, b, old1, new1, trial, count,
+                num_cells, doublings,
+            )  # fmt: skip
+            change = scratch.parts[b] - counters.parts[b]
+            total, squares, tried = total + change, squares + change * change, tried + 1
+            if 1 < tried < num_batches and _seems_worse(total, squares, tried, margin):
+                break
+        if tried == num_batches and total <= margin * num_batches:
+            counters.rows[:], counters.busy[:], counters.parts[:] = scratch.rows, scratch.busy, scratch.parts
+            now = counters.parts.mean()
             for i in range(count):
-                for k in range(top_k):
-                    rank_TK[rerouted[i], k] = new_rank[i, k]
-                for word in range(new_visits.shape[1]):
-                    visits_TW[rerouted[i], word] = new_visits[i, word]
+                t = scratch.rerouted[i]
+                counters.rank[t] = scratch.new_rank[i]
+                counters.visits[t] = scratch.new_visits[i]
             if now < best:
                 best = now
                 best_RS[:] = slots_RS
             continue
         for c in range(num_cells):
-            pairs_BRE[cells[c, 0], cells[c, 1], cells[c, 2]] = cell_old[c]
+            b, r, e = scratch.cells[c]
+            counters.pairs[b, r, e] = scratch.cell_old[c]
         move_copy(new1, old1, r1, copies_E, rank_EC)
         slots_RS[r1, s1] = old1
         if r2 != NOBODY:
@@ -144,77 +100,28 @@ def anneal(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _reroute(ids_TK, t, rank_EC, copy_K, rank_TK, new_rank, new_visits, row):  # type: ignore[no-untyped-def]
-    """Write the ranks that serve token t now, and those it visits, into a row; whether any is another than before."""
-    for word in range(new_visits.shape[1]):
-        new_visits[row, word] = 0
-    changed = False
-    for k in range(len(copy_K)):
-        rank = rank_EC[ids_TK[t, k], copy_K[k]]
-        new_rank[row, k] = rank
-        new_visits[row, rank >> 6] |= np.int64(1) << (rank & 63)
-        changed |= rank != rank_TK[t, k]
-    return changed
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _change_rows(  # type: ignore[no-untyped-def]
-    node_R,
-    entry_RN,
-    node_mask,
-    by_rank,
-    rank_TK,
-    visits_TW,
-    rows,
-    t,
-    b,
-    home,
-    weight,
-    new_rank,
-    new_visits,
-    row,
-    mask_W,
-):
-    """Take away the rows of ranks that token t visits no more, add those of ranks it visits newly."""
-    for word in range(len(mask_W)):
-        mask_W[word] = visits_TW[t, word]
-    for k in range(new_rank.shape[1]):
-        old, new = rank_TK[t, k], new_rank[row, k]
-        if old == new:
-            continue
-        word, bit = old >> 6, np.int64(1) << (old & 63)
-        if mask_W[word] & bit and not new_visits[row, word] & bit:
-            mask_W[word] ^= bit
-            known = _visits_node(mask_W, node_mask, node_R[old])
-            add_rank(rows, node_R, entry_RN, by_rank, home, old, b, -weight, known)
-        word, bit = new >> 6, np.int64(1) << (new & 63)
-        if not mask_W[word] & bit:
-            known = _visits_node(mask_W, node_mask, node_R[new])
-            add_rank(rows, node_R, entry_RN, by_rank, home, new, b, weight, known)
-            mask_W[word] |= bit
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _visits_node(mask_W, node_mask, node):  # type: ignore[no-untyped-def]
-    common = 0
-    for word in range(len(mask_W)):
-        common |= mask_W[word] & node_mask[node, word]
-    return common != 0
+def _seems_worse(total, squares, tried, margin):  # type: ignore[no-untyped-def]
+    """Whether batches seen so far make it unlikely that their mean change ends up below the margin."""
+    mean = total / tried
+    if mean <= margin:
+        return False
+    variance = max(squares - total * mean, 0.0) / (tried - 1)
+    return mean - PATIENCE * np.sqrt(variance / tried) > margin
 
 
 @njit(nogil=True, cache=True)
-def _count_all(  # type: ignore[no-untyped-def]
-    sample, expert_turn_TK, rates, counters, copies_E, rank_EC, node_K, copy_K, seen_N, seen_R, mask_W, doublings
-):
+def _count_all(sample, expert_turn_TK, rates, counters, copies_E, rank_EC, scratch, doublings):  # type: ignore[no-untyped-def]
     """Fill the counters anew."""
     ids_TK, home_T, turn_T, batch_T, weight_B, _, _, _, nearest = sample
+    mask_W, copy_K = scratch.mask, scratch.copy
     counters.rows[:], counters.pairs[:], counters.busy[:] = 0.0, 0.0, 0.0
     for t in range(len(ids_TK)):
         b, home, weight = batch_T[t], home_T[t], weight_B[batch_T[t]]
         if expert_turn_TK is None:
+            scratch.stamp[0] += 1
             cover_token(
-                ids_TK, t, home, turn_T[t], copies_E, rank_EC, rates.node, rates.entry, node_K, seen_N, seen_R, t,
-                copy_K,
+                ids_TK, t, home, turn_T[t], copies_E, rank_EC, rates.node, rates.entry, scratch.node,
+                scratch.seen_node, scratch.seen_rank, scratch.stamp[0], copy_K,
             )  # fmt: skip
         else:
             copies_in_turn(ids_TK, t, home, expert_turn_TK, nearest, copies_E, rank_EC, rates.node, copy_K)
@@ -223,7 +130,7 @@ def _count_all(  # type: ignore[no-untyped-def]
             rank = rank_EC[ids_TK[t, k], copy_K[k]]
             word, bit = rank >> 6, np.int64(1) << (rank & 63)
             if not mask_W[word] & bit:
-                known = _visits_node(mask_W, rates.node_mask, rates.node[rank])
+                known = visits_node(mask_W, rates.node_mask, rates.node[rank])
                 add_rank(counters.rows, rates.node, rates.entry, rates.by_rank, home, rank, b, weight, known)
                 mask_W[word] |= bit
             counters.rank[t, k] = rank

@@ -84,8 +84,8 @@ class Joint:
     trials: int = 40_000
     time_limit_s: float = 20.0
     hottest: float = 0.003
-    num_batches: int = 8
-    num_tokens: int = 8_000
+    num_batches: int = 16
+    num_tokens: int = 16_000
     num_maps: int = 4
     policy: str = "cover"
     fill: bool = False

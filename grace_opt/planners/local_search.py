@@ -103,7 +103,10 @@ def sample_of(
     """Tokens with their index by expert; turns of experts (see `copy_choice`) unless the policy is `cover`."""
     assert (policy == "cover") == (expert_turn_TK is None)
     ids_TK = np.ascontiguousarray(ids_TK, np.int64)
-    order = np.argsort(ids_TK.ravel(), kind="stable")
-    first = np.searchsorted(ids_TK.ravel()[order], np.arange(num_experts + 1)).astype(np.int64)
+    num_batches = len(weight_B)
+    keys_TK = ids_TK * num_batches + batch_T[:, None]
+    order = np.argsort(keys_TK.ravel(), kind="stable")
+    begins = np.searchsorted(keys_TK.ravel()[order], np.arange(num_experts * num_batches + 1)).astype(np.int64)
+    first = np.stack([begins[batch:][::num_batches][:num_experts] for batch in range(num_batches + 1)], axis=1)
     tokens = order // ids_TK.shape[1]
     return Sample(ids_TK, home_T, turn_T, batch_T, weight_B, first, tokens, expert_turn_TK, policy == "tar")

@@ -13,7 +13,7 @@ NOBODY = -1
 
 
 @njit(nogil=True, cache=True)
-def propose(random, slots_RS, room_R, copies_E, rank_EC, ids_TK, first_E, tokens, filled):  # type: ignore[no-untyped-def]
+def propose(random, slots_RS, room_R, copies_E, rank_EC, ids_TK, first_EB, tokens, filled):  # type: ignore[no-untyped-def]
     """(rank 1, slot 1, rank 2, slot 2, what 1 holds afterwards, what 2 does).
 
     random is a numpy Generator; filled: no slot is to become empty. Rank 2 is NOBODY in a move of one slot; rank 1 is
@@ -30,7 +30,7 @@ def propose(random, slots_RS, room_R, copies_E, rank_EC, ids_TK, first_E, tokens
             new = EMPTY
         elif random.random() < GUIDED:
             near = slots_RS[r1, random.integers(0, room_R[r1])]
-            new = _companion(random, near, ids_TK, first_E, tokens) if near >= 0 else EMPTY
+            new = _companion(random, near, ids_TK, first_EB, tokens) if near >= 0 else EMPTY
         else:
             new = random.integers(0, len(copies_E))
         if new >= 0 and _holds(slots_RS, r1, new):
@@ -38,7 +38,7 @@ def propose(random, slots_RS, room_R, copies_E, rank_EC, ids_TK, first_E, tokens
         return none if new == one or (filled and new == EMPTY) else (r1, s1, NOBODY, 0, new, EMPTY)
     r2 = random.integers(0, len(slots_RS))
     if one >= 0 and random.random() < GUIDED:
-        friend = _companion(random, one, ids_TK, first_E, tokens)
+        friend = _companion(random, one, ids_TK, first_EB, tokens)
         if friend >= 0:
             r2 = rank_EC[friend, random.integers(0, copies_E[friend])]
     if room_R[r2] == 0:
@@ -51,11 +51,12 @@ def propose(random, slots_RS, room_R, copies_E, rank_EC, ids_TK, first_E, tokens
 
 
 @njit(nogil=True, cache=True)
-def _companion(random, expert, ids_TK, first_E, tokens):  # type: ignore[no-untyped-def]
+def _companion(random, expert, ids_TK, first_EB, tokens):  # type: ignore[no-untyped-def]
     """An expert drawn from a random token of an expert: those it is often together with come often; or EMPTY."""
-    if first_E[expert] == first_E[expert + 1]:
+    first, last = first_EB[expert, 0], first_EB[expert, -1]
+    if first == last:
         return EMPTY
-    t = tokens[random.integers(first_E[expert], first_E[expert + 1])]
+    t = tokens[random.integers(first, last)]
     return ids_TK[t, random.integers(0, ids_TK.shape[1])]
 
 

@@ -13,9 +13,9 @@ Array = Any  # numba wants plain tuples of arrays
 class Sample(NamedTuple):
     """Tokens of one layer that stand for its batches.
 
-    ids [T, K]; home, turn (see `grace_opt.cover`), batch [T]; weight [B], tokens that each one of a batch stands for;
-    tokens[first[e] : first[e + 1]] chose expert e; expert_turn [T, K] and nearest are of `copy_choice`,
-    expert_turn None where the rule is `cover`.
+    ids [T, K]; home, turn (see `grace_opt.cover`), batch [T], ascending; weight [B], tokens that each one of a batch
+    stands for; tokens[first[e, b] : first[e, b + 1]] chose expert e in batch b, first [E, B + 1]; expert_turn [T, K]
+    and nearest are of `copy_choice`, expert_turn None where the rule is `cover`.
     """
 
     ids: Array

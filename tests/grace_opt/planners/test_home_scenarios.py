@@ -29,7 +29,7 @@ def test_whole_batches_are_those_of_traffic_with_homes_and_turns(random_cases, d
         assert found in batches
     for expert in range(problem.model.num_experts):
         chose = np.flatnonzero((sample.ids == expert).any(axis=1))
-        assert sample.tokens[sample.first[expert] : sample.first[expert + 1]].tolist() == chose.tolist()
+        assert sample.tokens[sample.first[expert, 0] : sample.first[expert, -1]].tolist() == chose.tolist()
 
 
 def test_a_part_of_a_batch_stands_for_all_of_it(problem_of, random_ids):
