@@ -52,6 +52,7 @@ def anneal(  # type: ignore[no-untyped-def]
         best = now
         best_RS[:] = slots_RS
     hot, cold = hottest * now, coldest * now
+    order_B = random.permutation(num_batches)  # those of a domain, or of a size, stand together
     for trial in range(trials):
         r1, s1, r2, s2, new1, new2 = propose(
             random, slots_RS, room_R, copies_E, rank_EC, sample.ids, sample.first, sample.tokens, filled
@@ -68,7 +69,7 @@ def anneal(  # type: ignore[no-untyped-def]
         margin = -np.log(1.0 - random.random()) * temperature
         count, num_cells, total, squares, tried = 0, 0, 0.0, 0.0, 0
         while tried < num_batches:
-            b = (2 * trial + tried) % num_batches
+            b = order_B[(trial + tried) % num_batches]
             count, num_cells = change_batch(
                 sample, expert_turn_TK, rates, counters, copies_E, rank_EC, scratch, b, old1, new1, trial, count,
                 num_cells, doublings,

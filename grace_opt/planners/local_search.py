@@ -106,7 +106,7 @@ def sample_of(
     num_batches = len(weight_B)
     keys_TK = ids_TK * num_batches + batch_T[:, None]
     order = np.argsort(keys_TK.ravel(), kind="stable")
-    begins = np.searchsorted(keys_TK.ravel()[order], np.arange(num_experts * num_batches + 1)).astype(np.int64)
-    first = np.stack([begins[batch:][::num_batches][:num_experts] for batch in range(num_batches + 1)], axis=1)
+    keys_EB = np.arange(num_experts)[:, None] * num_batches + np.arange(num_batches + 1)
+    first = np.searchsorted(keys_TK.ravel()[order], keys_EB).astype(np.int64)
     tokens = order // ids_TK.shape[1]
     return Sample(ids_TK, home_T, turn_T, batch_T, weight_B, first, tokens, expert_turn_TK, policy == "tar")
