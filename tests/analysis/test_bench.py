@@ -69,7 +69,7 @@ def test_words_that_name_no_cell_are_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         bench_bounds.main(["--only", "nothing"])
     assert ended.value.code == 2
-    assert "no cell's name holds nothing; names are like 'deepseek_v3" in capsys.readouterr().err
+    assert "no cell's name holds nothing; names are like 'sample a100_25gbe_2x4" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
 
 
