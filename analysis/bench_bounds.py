@@ -32,7 +32,7 @@ from analysis.bench_cells import (
     cell_parser,
     fill_cells,
     models_recorded,
-)  # fmt: skip
+)
 from analysis.bench_planners import RIVALS
 from analysis.certify import median_gap
 from analysis.parts import solve
@@ -120,7 +120,7 @@ def measure_cell(options: argparse.Namespace, cell: Cell) -> Row:
         "part_seconds": options.part_seconds,
         "bounding_s": time.perf_counter() - began,
         "seed": 0,
-    }  # fmt: skip
+    }
 
 
 def fitted_elsewhere(made: BuiltCell, layers: Sequence[int]) -> tuple[str, float, float]:

@@ -43,8 +43,8 @@ def anneal(  # type: ignore[no-untyped-def]
     expert_turn_TK is that of the sample: numba leaves out of what it compiles the way that is not taken where an
     argument itself is None. Tested for each token, it would make the search a third slower.
     """
-    num_batches, num_ranks = counters.busy.shape
-    scratch = scratch_of(sample, counters, len(rates.between_node), num_ranks)
+    num_batches = len(counters.parts)
+    scratch = scratch_of(sample, counters, len(rates.between_node))
     list_copies(slots_RS, copies_E, rank_EC)
     _count_all(sample, expert_turn_TK, rates, counters, copies_E, rank_EC, scratch, doublings)
     now = counters.parts.mean()

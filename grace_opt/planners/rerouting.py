@@ -15,7 +15,8 @@ class Scratch(NamedTuple):
 
     rows, busy, parts: as in `Counters`, of the batches tried. rerouted [most], new_rank [most, K] and
     new_visits [most, W]: tokens whose way changes; cells [.., 3] batch, rank and expert of changed pairs, cell_old what
-    these were. stamp [1] counts tokens routed, for the marks of `cover_token`.
+    these were. seen_token [T], seen_cell [B, R, E]: the last trial that came by. node, copy [K], mask [W] and
+    seen_node [N], seen_rank [R] are of the rule that routes; stamp [1] counts tokens routed, for those marks.
     """
 
     rows: Array
@@ -37,7 +38,7 @@ class Scratch(NamedTuple):
 
 
 @njit(nogil=True, cache=True)
-def scratch_of(sample, counters, num_nodes, num_ranks):  # type: ignore[no-untyped-def]
+def scratch_of(sample, counters, num_nodes):  # type: ignore[no-untyped-def]
     """For any move of a sample: a token has to be routed again if it chose one of two experts."""
     (num_tokens, top_k), words = sample.ids.shape, counters.visits.shape[1]
     most = 2 * np.max(sample.first[:, -1] - sample.first[:, 0]) + 1
@@ -46,7 +47,7 @@ def scratch_of(sample, counters, num_nodes, num_ranks):  # type: ignore[no-untyp
         np.empty((most, top_k), np.int64), np.empty((most, words), np.int64), np.empty((2 * most * top_k, 3), np.int64),
         np.empty(2 * most * top_k), np.full(num_tokens, -1, np.int64), np.full(counters.pairs.shape, -1, np.int64),
         np.empty(top_k, np.int64), np.empty(top_k, np.int64), np.empty(words, np.int64),
-        np.full(num_nodes, -1, np.int64), np.full(num_ranks, -1, np.int64), np.zeros(1, np.int64),
+        np.full(num_nodes, -1, np.int64), np.full(counters.busy.shape[1], -1, np.int64), np.zeros(1, np.int64),
     )  # fmt: skip
 
 
