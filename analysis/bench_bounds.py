@@ -65,7 +65,12 @@ def main(arguments: list[str] | None = None) -> None:
     about = {"layers": options.layers}
     cells = all_cells(options.traces)
     all_rows, new = fill_cells(
-        OUTPUT, "bench-bounds", about, cells, options.only, lambda cell: [measure_cell(options, cell)]
+        OUTPUT,
+        "bench-bounds",
+        about,
+        cells,
+        options.only,
+        lambda cell, known: [] if known else [measure_cell(options, cell)],
     )
     for row in new:
         print("  ".join(f"{key}={value}" for key, value in row.items()))

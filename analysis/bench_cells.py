@@ -23,7 +23,8 @@ PHASES = ("prefill", "decode")
 BUDGETS = ("E", "E + 1 per rank", "1.25 E")
 Cell = tuple[str, str, str, str]
 """Model, topology, phase, budget."""
-Measure = Callable[[Cell], list[Row]]
+Measure = Callable[[Cell, Sequence[Row]], list[Row]]
+"""From a cell and the rows it has to those it lacks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,28 +77,36 @@ def build_cell(folder: Path, cell: Cell, overrides: Sequence[str]) -> BuiltCell 
 
 
 def fill_cells(
-    output: Path, command: str, about: Row, cells: Sequence[Cell], only: Sequence[str], measure: Measure
+    output: Path,
+    command: str,
+    about: Row,
+    cells: Sequence[Cell],
+    only: Sequence[str],
+    measure: Measure,
+    again: Sequence[str] = (),
 ) -> tuple[list[Row], list[Row]]:
-    """Measure the cells that an earlier run has not, whose names hold all of some words; all rows, and the new ones.
+    """Measure what an earlier run has not, in cells whose names hold all of some words; all rows, and the new ones.
 
-    The result is written after each cell.
+    Rows of the planners `again` are measured anew. The result is written after each cell.
     """
-    rows = _known_rows(output)
-    done = {_cell_name(row) for row in rows}
+    rows, new = _known_rows(output), []
     wanted = [cell for cell in cells if all(word in " ".join(cell) for word in only)]
     if not wanted:
         print(f"no cell's name holds {' and '.join(only)}; names are like {' '.join(cells[0])!r}", file=sys.stderr)
         sys.exit(2)
     for cell in track(wanted, "cells", console=None, disable=not console().is_terminal):
-        if " ".join(cell) not in done:
-            rows += measure(cell)
+        known = [row for row in rows if _cell(row) == cell and row.get("planner") not in again]
+        made = measure(cell, known)
+        if made:
+            new += made
+            rows = [row for row in rows if _cell(row) != cell] + known + made
             write_result(output, command, about, rows, complete=False)
     write_result(output, command, about, rows)
-    return rows, [row for row in rows if _cell_name(row) not in done]
+    return rows, new
 
 
-def _cell_name(row: Row) -> str:
-    return f"{row['model']} {row['topology']} {row['phase']} {row['budget']}"
+def _cell(row: Row) -> Cell:
+    return row["model"], row["topology"], row["phase"], row["budget"]
 
 
 def _known_rows(folder: Path) -> list[Row]:

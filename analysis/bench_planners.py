@@ -7,7 +7,8 @@ rule deals them; every other plan is priced on these orders too, each request on
 Rows `joint_dealt` are of the same memory over all layers, whose slots the planner deals to layers.
 Random homes are cut into more batches than even ones, so only seconds per token compare across both.
 
-Cells are written to outputs/bench-planners/result.json as they are done, and a second run goes on where one stopped;
+Cells are written to outputs/bench-planners/result.json as they are done, and a second run goes on where one stopped
+(`--again NAME ...` measures rows of these planners anew, beside those of the others);
 `analysis/results/planners.csv` keeps the rows of whole runs.
 """
 
@@ -21,7 +22,17 @@ from typing import Any
 
 import numpy as np
 
-from analysis.bench_cells import BUDGETS, LARGE, PHASES, Cell, build_cell, cell_parser, fill_cells, models_recorded
+from analysis.bench_cells import (
+    BUDGETS,
+    LARGE,
+    PHASES,
+    BuiltCell,
+    Cell,
+    build_cell,
+    cell_parser,
+    fill_cells,
+    models_recorded,
+)  # fmt: skip
 from analysis.bench_planners_table import print_summary
 from analysis.parts import solve
 from analysis.results import Row, price
@@ -41,6 +52,8 @@ RIVALS = (
     "linear", "round_robin", "eplb", "eplb_hierarchical", "occult", "grace_trimmed", "grace_plus", "moetuner",
     "exflow", "topology_ilp", "lazarus", "lplb",
 )  # fmt: skip
+ALIKE = (*RIVALS, "joint", "joint_with_homes", "grace")
+DEALT = ("joint_dealt", "joint_dealt_with_homes")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -49,11 +62,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--maps", type=int, default=16, help="seeded home maps, each with its mirror (%(default)s)")
     parser.add_argument("--seconds", type=float, default=60, help="time limit of the joint planner (%(default)s)")
     parser.add_argument("--rival-seconds", type=float, default=20, help="of planners that have one (%(default)s)")
+    parser.add_argument("--again", nargs="*", default=[], choices=(*ALIKE, *DEALT), help="rows to measure anew")
     options = parser.parse_args(arguments)
     about, cells = {"maps": options.maps}, all_cells(options.traces)
     rows, new = fill_cells(
-        OUTPUT, "bench-planners", about, cells, options.only, lambda cell: measure_cell(options, cell)
-    )
+        OUTPUT, "bench-planners", about, cells, options.only,
+        lambda cell, known: measure_cell(options, cell, known), options.again,
+    )  # fmt: skip
     fields = dict.fromkeys(field for row in rows for field in row)
     append_rows(RESULTS, [{**{field: row.get(field, "") for field in fields}, **provenance()} for row in new])
     print_summary(rows)
@@ -66,27 +81,39 @@ def all_cells(folder: Path) -> list[Cell]:
     return [(model, topology, phase, budget) for model, topology in pairs for phase in PHASES for budget in BUDGETS]
 
 
-def measure_cell(options: argparse.Namespace, cell: Cell) -> list[Row]:
-    """One row per planner for one model, cluster, phase and budget; none if the budget is another's in this cell."""
+def measure_cell(options: argparse.Namespace, cell: Cell, known: Sequence[Row] = ()) -> list[Row]:
+    """One row per planner, but those known, for one model, cluster, phase and budget; none if the budget is another's
+    in this cell."""
+    names = {*ALIKE, *(DEALT if cell[3] != "E" else ())} - {row["planner"] for row in known}
+    if not names:
+        return []
     limits = {"joint": options.seconds, **dict.fromkeys(("moetuner", "exflow", "topology_ilp"), options.rival_seconds)}
     made = build_cell(
         options.traces, cell, [f"planners.{name}.time_limit_s={seconds}" for name, seconds in limits.items()]
     )
     if made is None:
         return []
-    built, parts, cost = made.built, made.parts, made.built["cost"]
-    planners = {name: built["planners"][name] for name in (*RIVALS, "joint")}
-    rows = [{**made.about, **judge(name, p, parts, cost, options.maps)} for name, p in planners.items()]
-    appetite = built["planners"]["grace"].slots_wanted(parts["fit"])
+    return [
+        {**made.about, **judge(name, planner, parts, made.built["cost"], options.maps)}
+        for name, (planner, parts) in contestants(made).items()
+        if name in names
+    ]
+
+
+def contestants(made: BuiltCell) -> dict[str, tuple[Planner, dict[str, Problem]]]:
+    """By the name of its row, each planner and the parts of the trace it plans and is judged on."""
+    planners, parts = made.built["planners"], made.parts
+    chooses = dataclasses.replace(planners["joint"], homes="chosen")
+    appetite = planners["grace"].slots_wanted(parts["fit"])
     own = {name: dataclasses.replace(part, slots=appetite) for name, part in parts.items()}
-    rows.append({**made.about, **judge("grace", built["planners"]["grace"], own, cost, options.maps)})
-    chooses = dataclasses.replace(built["planners"]["joint"], homes="chosen")
-    rows.append({**made.about, **judge("joint_with_homes", chooses, parts, cost, options.maps)})
-    if cell[3] != "E":  # there all layers need all their slots
-        dealt = {name: dataclasses.replace(part, dealt=True) for name, part in parts.items()}
-        for name, planner in {"joint_dealt": planners["joint"], "joint_dealt_with_homes": chooses}.items():
-            rows.append({**made.about, **judge(name, planner, dealt, cost, options.maps)})
-    return rows
+    one_budget = {name: dataclasses.replace(part, dealt=True) for name, part in parts.items()}
+    return {
+        **{name: (planners[name], parts) for name in (*RIVALS, "joint")},
+        "joint_with_homes": (chooses, parts),
+        "grace": (planners["grace"], own),
+        "joint_dealt": (planners["joint"], one_budget),
+        "joint_dealt_with_homes": (chooses, one_budget),
+    }
 
 
 def judge(name: str, planner: Planner, parts: dict[str, Problem], cost: SimulatedCluster, num_maps: int) -> Row:

@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 
 from analysis import bench_bounds
-from analysis.bench_planners import RIVALS, measure_cell
+from analysis.bench_cells import fill_cells
+from analysis.bench_planners import ALIKE, RIVALS, measure_cell
 from analysis.bench_traffic import measure, write_random_trace
 from analysis.results import write_result
 from grace_opt.provenance import append_rows
@@ -41,6 +42,27 @@ def test_a_cell_of_the_planners_benchmark_holds_every_planner_at_the_same_slots(
 def test_a_budget_that_another_holds_already_makes_no_cell(tmp_path):
     options = argparse.Namespace(traces=tmp_path, maps=1, seconds=1.0, rival_seconds=1.0)
     assert measure_cell(options, ("sample", "h100_ib_4x8", "prefill", "1.25 E")) == []
+
+
+def test_rows_that_are_known_are_not_measured_again(tmp_path):
+    options = argparse.Namespace(traces=tmp_path, maps=1, seconds=1.0, rival_seconds=1.0)
+    cell, lacking = ("sample", "a100_25gbe_2x2", "decode", "E"), ("eplb", "grace")
+    known = [{"planner": name} for name in ALIKE if name not in lacking]
+    assert [row["planner"] for row in measure_cell(options, cell, known)] == ["eplb", "grace"]
+    assert measure_cell(options, cell, [{"planner": name} for name in ALIKE]) == []
+
+
+def test_a_planner_measured_again_has_new_rows_beside_those_of_the_others(tmp_path):
+    names = dict(zip(("model", "topology", "phase", "budget"), cell := ("m", "t", "decode", "E"), strict=True))
+    old = [{**names, "planner": "eplb"}, {**names, "planner": "joint"}]
+    elsewhere = [{**row, "phase": "prefill"} for row in old]
+    write_result(tmp_path, "bench", {}, [*old, *elsewhere])
+    again = {**names, "planner": "joint", "layer_time_s": 1.0}
+    rows, new = fill_cells(
+        tmp_path, "bench", {}, [cell], [], lambda _, known: [again] if known == old[:1] else [], ["joint"]
+    )
+    assert new == [again] and rows == [*elsewhere, old[0], again]
+    assert json.loads((tmp_path / "result.json").read_text())["rows"] == rows
 
 
 def test_a_cell_of_the_bounds_benchmark_proves_more_than_counting_does(tmp_path, monkeypatch):
