@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,13 +53,13 @@ def problems_of_plan(
     return problems(model, topology, trace, split, homes, plan.placement.slots_used.max(axis=0).tolist())
 
 
-def require_dealer(planners: Iterable[Planner]) -> None:
+def require_dealer(planners: Collection[Planner]) -> None:
     """Raise ValueError unless one of them deals slots to layers."""
     names = [type(planner).__name__ for planner in planners]
     if not any(getattr(planner, "deals_slots", False) for planner in planners):
         raise ValueError(
-            f"deal_slots=true would change nothing: {', '.join(names)} gives every layer the same slots, only joint "
-            "deals them"
+            f"deal_slots=true would change nothing: {', '.join(names)} give{'s' * (len(names) == 1)} every layer the "
+            "same slots, only joint deals them"
         )
 
 

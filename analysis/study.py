@@ -13,11 +13,13 @@ from typing import Any
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from analysis.parts import require_dealer
 from analysis.report import console
 from analysis.results import Row, require_writable, write_result
 from analysis.study_axes import Sweep, read_sweep
@@ -27,7 +29,7 @@ from analysis.study_findings import findings
 from analysis.study_look import labels
 from analysis.study_series import short, shown
 from analysis.study_table import rows_of, write_table
-from grace_opt.configuration import CONF_DIR
+from grace_opt.configuration import CONF_DIR, build
 
 MOST_LINES = 40
 """Rows of cells, and sentences about them, that are printed; all are in the files."""
@@ -41,6 +43,7 @@ def study(overrides: list[str]) -> list[Row]:
         KeyboardInterrupt: with how many cells are done; the table has those.
     """
     sweep = read_sweep("study", overrides)
+    _require_dealer(sweep)
     output = str(sweep.config.output)
     folder = require_writable(output)
     wanted = [cell.row(folder) is None for cell in sweep.cells]
@@ -64,6 +67,13 @@ def study(overrides: list[str]) -> list[Row]:
     if len(failed) == len(sweep.cells):
         raise ValueError(f"none of {len(failed)} cells could be priced: {failed[0]['error']}")
     return rows
+
+
+def _require_dealer(sweep: Sweep) -> None:
+    """Raise ValueError if slots are to be dealt to layers and no planner of these cells deals any."""
+    asked = {cell.parts["planner"]: cell.content["planner"] for cell in sweep.cells if cell.content["deal_slots"]}
+    if asked:
+        require_dealer([build(OmegaConf.create(planner)) for planner in asked.values()])
 
 
 def _run(sweep: Sweep, wanted: Sequence[bool], folder: Path) -> None:

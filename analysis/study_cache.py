@@ -100,6 +100,7 @@ class StudyCache:
         return self.folder / "plans"
 
     def _plan_name(self, planner: Planner, fit: Problem, asks: bool) -> str:
+        deals = fit.dealt and getattr(planner, "deals_slots", False)
         by_structure = getattr(planner, "plans_by", "topology") == "structure"
         room = np.minimum(slots_that_fit(fit.model, fit.topology), fit.model.num_experts).tolist()
         return _digest(
@@ -107,6 +108,7 @@ class StudyCache:
                 *(self.parts[part] for part in ("planner", "model", "trace", "split", "homes")),
                 list(fit.topology.ranks_per_node) if by_structure else self.parts["topology"],
                 {"fit in memory": room} if asks else fit.slots_per_rank.tolist(),
+                *(["dealt"] if deals else []),
             ]
         )
 

@@ -41,7 +41,7 @@ _OF_THE_PLAN = (
     *("objective", "bound", "gap", "plan_s", "overlap"),
 )
 PARTS = ("model", "topology", "trace", "split", "homes", "cost", "planner", "passes")
-OPTIONS = ("slots_per_rank", "overlap")
+OPTIONS = ("slots_per_rank", "deal_slots", "overlap")
 
 
 def price_cell(
@@ -55,6 +55,7 @@ def price_cell(
     passes: Passes,
     overlap: str = "none",
     slots_per_rank: int | Sequence[int] | None = None,
+    deal_slots: bool = False,
     cache: StudyCache | None = None,
 ) -> Row:
     """Plan on the fit part and price on both: one row, the figures of the fit part under `fit_` names.
@@ -63,10 +64,13 @@ def price_cell(
 
     The whole model's passes are priced on the held-out part, and left out with a warning if the model has no backbone.
 
+    Args:
+        deal_slots: `slots_per_rank` is the mean over layers; a planner that deals none gives all layers the same.
+
     Raises:
         ValueError: bad input, the planner cannot plan within the slots, or they do not fit into memory.
     """
-    parts = problems(model, topology, trace, split, homes, slots_per_rank)
+    parts = problems(model, topology, trace, split, homes, slots_per_rank, deal_slots)
     if cache is None:
         parts = with_wanted_slots(parts, [planner]) if slots_per_rank is None else parts
         solution = solve(planner, parts["fit"])
@@ -96,7 +100,7 @@ def _about(problem: Problem, plan: Plan, cost: CostModel) -> Row:
     transport = getattr(cost, "transport", None)
     assumed = [text for text in (problem.topology.assumed, getattr(transport, "assumed", "")) if text]
     model, topology, trace = problem.model, problem.topology, problem.trace
-    used = int(plan.placement.slots_used.max())
+    slots = plan.placement.slots_reserved.mean() if problem.dealt else plan.placement.slots_used.max()
     return {
         "model": model.name,
         "topology": topology.name,
@@ -104,7 +108,7 @@ def _about(problem: Problem, plan: Plan, cost: CostModel) -> Row:
         "num_ranks": topology.num_ranks,
         "slots_per_rank": int(problem.slots_per_rank.max()),
         "redundant_experts": problem.num_slots - model.num_experts,
-        "memory_bytes_per_rank": model.rank_bytes(used),
+        "memory_bytes_per_rank": model.rank_bytes(float(slots)),
         "num_layers": model.num_layers,
         "trace": trace.source,
         "phase": trace.phase,

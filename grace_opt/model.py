@@ -75,8 +75,8 @@ class MoEModel:
         """Bytes of one routed expert's weights (gate, up and down projections)."""
         return 3 * self.hidden_size * self.ffn_size * self.bytes_per_weight
 
-    def rank_bytes(self, slots: int) -> float:
-        """Bytes of the weights on a rank with so many experts in every layer."""
+    def rank_bytes(self, slots: float) -> float:
+        """Bytes of the weights on a rank with so many experts in every layer, or in the mean one."""
         return self.dense_bytes + slots * self.num_layers * self.expert_bytes
 
     @property

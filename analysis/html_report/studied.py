@@ -40,9 +40,9 @@ def rebuild_cell(result: Result, found: Found, given: Sequence[str]) -> Drawn:
     """
     cell = _cell(result, found, given)
     inputs = {name: build(OmegaConf.create(cell.content[name])) for name in PARTS if name != "passes"}
-    slots = cell.content["slots_per_rank"]
+    slots, deal = cell.content["slots_per_rank"], cell.content["deal_slots"]
     model, topology, trace, split, homes, cost, planner = inputs.values()
-    fit = problems(model, topology, trace, split, homes, slots)["fit"]
+    fit = problems(model, topology, trace, split, homes, slots, deal)["fit"]
     plan = StudyCache(result.folder / "cache", cell.parts).kept(planner, fit, slots is None)
     if plan is None:
         raise ValueError(f"{result.folder / 'cache'} no longer has the plan of cell {cell.digest}: run the study again")

@@ -57,6 +57,15 @@ def test_the_cell_that_a_page_speaks_of_is_drawn_without_planning(kept, tmp_path
     assert f"This is the cell of planner eplb, slots per rank {slots}." in page and 'id="affinity-map"' in page
 
 
+def test_a_plan_of_dealt_slots_is_drawn_from_what_the_study_kept(tmp_path):
+    short = ["planner.trials=40", "planner.num_tokens=400", "planner.num_maps=1", "planner.num_batches=2"]
+    study(["planner=joint", *short, "deal_slots=true", *AXES[1:], f"output={tmp_path}"])
+    found = subject(result := read_result(str(tmp_path)), None).found
+    drawn = rebuild_cell(result, found, [])
+    assert drawn.problem.dealt and drawn.plan.provenance["deal_slots"] is True
+    assert drawn.cost.price(drawn.problem, drawn.counts).mean_s == found["layer_time_s"]
+
+
 def test_a_trace_that_moved_is_given_by_a_person_and_must_be_the_same(changed):
     folder = changed(lambda config: config["trace"].update(path="moved.safetensors"))
     with pytest.warns(UserWarning, match=r"not those of cell .*: give what moved"):

@@ -83,6 +83,12 @@ def test_a_study_in_which_every_cell_fails_says_why(tmp_path):
     assert [r["status"] for r in contents(tmp_path)[1]] == ["error", "error"]
 
 
+def test_slots_that_no_planner_deals_are_one_line_and_leave_nothing(tmp_path):
+    with pytest.raises(ValueError, match="deal_slots=true would change nothing: Linear, Eplb give every layer"):
+        study([*AXES, "deal_slots=false,true", f"output={tmp_path}/none"])
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_launcher_that_fails_is_one_line_and_keeps_what_is_done(tmp_path, monkeypatch):
     monkeypatch.setattr(study_cell, "keep", lambda *_: (_ for _ in ()).throw(RuntimeError("node lost")))
     with pytest.raises(ValueError, match=r"ended early \(RuntimeError: node lost\): 0 of 4 cells are done"):

@@ -47,6 +47,22 @@ def test_a_plan_with_a_rule_for_homes_is_priced_as_compare_prices_it(tmp_path):
         assert row[name] == pytest.approx(held_out[name], rel=1e-12)
 
 
+def test_slots_dealt_to_layers_are_of_the_memory_of_the_mean_layer(tmp_path):
+    short = ["planner.trials=40", "planner.num_tokens=400", "planner.num_maps=1", "planner.num_batches=2"]
+    row = run_cell(configuration("planner=joint", *short, "deal_slots=true", f"output={tmp_path}"))["row"]
+    assert (row["error"], row["slots_per_rank"], row["slots_used"]) == (None, 18, 4 * 18)
+    assert row["slots_per_rank_used"] > 18
+    assert row["memory_bytes_per_rank"] == 1.7e6 + 18 * 8 * 3 * 128 * 64 * 2
+
+
+def test_a_planner_that_deals_no_slots_gives_all_layers_the_same(tmp_path):
+    alike, dealt = (
+        run_cell(configuration(f"deal_slots={deal}", f"output={tmp_path}"))["row"] for deal in ("false", "true")
+    )
+    assert {**dealt, "seconds": 0} == {**alike, "seconds": 0}
+    assert len(list((tmp_path / "cells").iterdir())) == 2 and len(list((tmp_path / "cache/plans").iterdir())) == 1
+
+
 def test_a_cell_is_the_same_without_caches(tmp_path):
     kept = run_cell(configuration(f"output={tmp_path}"))["row"]
     alone = run(configuration())
