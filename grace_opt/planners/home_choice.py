@@ -107,6 +107,7 @@ def with_best_rule(
     rates: BatchRates,
     first_tokens: int | None,
     orders: Sequence[Trace],
+    crowding: Sequence[float] = CROWDING,
 ) -> tuple[Plan, float]:
     """The plan with the rule of least layer time over orders of arrival, and that time for the mean batch."""
     tokens = rates.tokens_per_rank * problem.topology.num_ranks
@@ -124,7 +125,7 @@ def with_best_rule(
     costs = [home_costs(trace, plan.placement, plan.ranks_per_node, rule) for trace in orders]
     layer_s = cost.price(problem, traffic(problem.trace, plan, cost.tokens_per_rank)).mean_s
     best: tuple[Plan, float] | None = None
-    for share in CROWDING:
+    for share in crowding:
         crowding_s = share * layer_s
         traces = [deal(trace, costs_QR, crowding_s) for trace, costs_QR in zip(orders, costs, strict=True)]
         seconds = rates.tokens_per_rank * float(
