@@ -37,7 +37,7 @@ from analysis.bench_planners_table import print_summary
 from analysis.parts import solve
 from analysis.results import Row, price
 from grace_opt.homes import Balanced
-from grace_opt.planners.home_choice import arrivals, dealt, layer_s_per_token
+from grace_opt.planners.home_choice import arrivals, dealt_in_orders, layer_s_per_token
 from grace_opt.planners.home_scenarios import home_maps
 from grace_opt.problem import Problem
 from grace_opt.provenance import append_rows, provenance
@@ -160,7 +160,7 @@ def maps_for(solution: Solution, problem: Problem, num_maps: int) -> Iterator[Pr
     if solution.plan.homes is None:
         traces = home_maps(problem.trace, problem.topology, num_maps, 0)
     else:
-        traces = [dealt(trace, solution.plan) for trace in arrivals(problem.trace, num_maps, 0)]
+        traces = dealt_in_orders(arrivals(problem.trace, num_maps, 0), solution.plan)
     for trace in traces:
         yield dataclasses.replace(problem, trace=trace)
 

@@ -21,9 +21,22 @@ POWER_STEPS = 30
 
 def dealt(trace: Trace, plan: Plan) -> Trace:
     """The trace with homes by the plan's own rule."""
+    return dealt_in_orders([trace], plan)[0]
+
+
+def dealt_in_orders(orders: Sequence[Trace], plan: Plan) -> list[Trace]:
+    """The same sequences in several orders of arrival, with homes by the plan's own rule in each."""
     assert plan.homes is not None
-    costs_QR = home_costs(trace, plan.placement, plan.ranks_per_node, plan.homes)
-    return deal(trace, costs_QR, plan.homes.crowding_s)
+    costs = _costs_in_orders(orders, plan, plan.homes)
+    return [deal(trace, costs_QR, plan.homes.crowding_s) for trace, costs_QR in zip(orders, costs, strict=True)]
+
+
+def _costs_in_orders(orders: Sequence[Trace], plan: Plan, rule: HomeRule) -> list[NDArray[np.float64]]:
+    """[Q, R] for each order: what a sequence costs does not depend on when it comes, so it is counted once."""
+    first = orders[0]
+    costs_QR = home_costs(first, plan.placement, plan.ranks_per_node, rule)
+    by_start = np.argsort(first.starts)
+    return [costs_QR[by_start[np.searchsorted(first.starts, trace.starts, sorter=by_start)]] for trace in orders]
 
 
 def homes_by_profile(trace: Trace, num_ranks: int) -> Trace:
@@ -122,7 +135,7 @@ def with_best_rule(
         tokens * float(rates.inside_s.mean()) / problem.topology.num_ranks,
         0.0,
     )
-    costs = [home_costs(trace, plan.placement, plan.ranks_per_node, rule) for trace in orders]
+    costs = _costs_in_orders(orders, plan, rule)
     layer_s = cost.price(problem, traffic(problem.trace, plan, cost.tokens_per_rank)).mean_s
     best: tuple[Plan, float] | None = None
     for share in crowding:

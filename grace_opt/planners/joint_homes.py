@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from grace_opt.batch_rates import BatchRates
 from grace_opt.plan import Plan
-from grace_opt.planners.home_choice import aligned, arrivals, dealt, homes_by_profile, with_best_rule
+from grace_opt.planners.home_choice import aligned, arrivals, dealt, dealt_in_orders, homes_by_profile, with_best_rule
 from grace_opt.planners.joint_choice import layer_seconds, plan_of_slots
 from grace_opt.planners.joint_progress import Progress, Watcher
 from grace_opt.planners.joint_search import LayerSearches
@@ -123,6 +123,6 @@ class HomeSearch:
         if name == "dealt":
             assert self._best is not None
             plan = self._best[0]
-            return [dealt(trace, plan) for trace in seen], [padded(slots_of(plan, problem), int(self._room_LR.max()))]
+            return dealt_in_orders(seen, plan), [padded(slots_of(plan, problem), int(self._room_LR.max()))]
         trace = homes_by_profile(seen[0], problem.topology.num_ranks)
         return [trace], [aligned(slots, replace(problem, trace=trace)) for slots in self._starts]
