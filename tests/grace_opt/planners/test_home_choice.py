@@ -4,8 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from grace_opt.planners.home_choice import aligned, arrivals, homes_by_profile
+from grace_opt.home_rule import HomeRule, deal, home_costs
+from grace_opt.planners.home_choice import aligned, arrivals, dealt_in_orders, homes_by_profile
 from grace_opt.trace import Trace
 
 
@@ -51,3 +54,16 @@ def test_arrivals_are_seeded_orders_of_the_same_requests(trace):
     assert sorted(one.starts.tolist()) == sorted(other.starts.tolist()) == trace.starts.tolist()
     assert one.starts.tolist() != other.starts.tolist()
     assert arrivals(trace, 1, 6)[0].starts.tolist() == other.starts.tolist()
+
+
+@settings(max_examples=20)
+@given(data=st.data(), seed=st.integers(0, 9))
+def test_homes_of_every_order_of_arrival_are_those_of_dealing_it_alone(random_cases, data, seed):
+    """Though what a sequence costs is counted once for all orders."""
+    case = data.draw(random_cases)
+    rule = HomeRule(2, between_s=3, inside_s=0.5, crowding_s=0.2)
+    orders = arrivals(case.problem.trace, 3, seed)
+    for trace, dealt in zip(orders, dealt_in_orders(orders, replace(case.plan, homes=rule)), strict=True):
+        costs_QR = home_costs(trace, case.plan.placement, case.plan.ranks_per_node, rule)
+        assert np.array_equal(dealt.starts, trace.starts)
+        assert np.array_equal(dealt.homes, deal(trace, costs_QR, 0.2).homes)
