@@ -62,7 +62,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--maps", type=int, default=16, help="seeded home maps, each with its mirror (%(default)s)")
     parser.add_argument("--seconds", type=float, default=60, help="time limit of the joint planner (%(default)s)")
     parser.add_argument("--rival-seconds", type=float, default=20, help="of planners that have one (%(default)s)")
-    parser.add_argument("--again", nargs="*", default=[], choices=(*ALIKE, *DEALT), help="rows to measure anew")
+    parser.add_argument(
+        "--again", nargs="*", default=[], choices=(*ALIKE, *DEALT), metavar="PLANNER", help="rows to measure anew"
+    )
     options = parser.parse_args(arguments)
     about, cells = {"maps": options.maps}, all_cells(options.traces)
     rows, new = fill_cells(
