@@ -7,6 +7,7 @@ The order matters: a plan for random homes is a local optimum that dealing does 
 the way is what counts.
 """
 
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 TURNS = {"profile": 0.8, "dealt": 1.0}
 """When each ends, as a share of the time."""
 LOOK_CROWDING = (0.3,)
-"""Of the rules by which numbers of slots are compared: one is enough for that."""
+"""Of the rule under which numbers of slots are compared: one is enough for that."""
 Found = tuple[Plan, float]
 """A plan with its rule, and seconds of a layer."""
 
@@ -89,8 +90,12 @@ class HomeSearch:
         draw = [(maps[index % len(maps)], options.cost.tokens_per_rank) for index in range(options.num_batches)]
         layers = None
         if problem.dealt and name == "profile":
-            dealer = SlotDealer(options, problem, self._rates, [[draw]], self._seconds)
-            deal = dealer.run(starts, self._began, TURNS[name] * options.time_limit_s)
+            # what a plan brings to requests that live with their like is more than a rule can have of it;
+            # one set of homes for all numbers of slots, as uneven ones are cut into more batches, by chance
+            by_rule = partial(self._seconds, self._dealt_for(starts[0]))
+            now = time.perf_counter()
+            dealer = SlotDealer(options, problem, self._rates, [[draw]], by_rule)
+            deal = dealer.run(starts, now, max(0.0, deadline - now))
             self._room_LR, starts, layers = deal.room, deal.starts, deal.layers
             self._slots_L = list(starts[0])
             if deal.interrupted:
@@ -106,15 +111,19 @@ class HomeSearch:
             self._best = found
         return search.interrupted
 
-    def _seconds(self, slots_LRS: NDArray[np.int64], at: Problem) -> NDArray[np.float64]:
-        """[L] of a layer and a token of a rank, with requests dealt by a rule for these slots: what a plan brings to
-        requests that live with their like is more than a rule can have of it."""
-        options, cost = self._options, self._options.cost
-        plan, order = plan_of_slots(slots_LRS, at), self._orders[:1]
-        plan, _ = with_best_rule(at, cost, plan, self._rates, options.first_tokens, order, LOOK_CROWDING)
-        trace = dealt(order[0], plan)
-        time = cost.price(replace(at, trace=trace), traffic(trace, plan, cost.tokens_per_rank))
-        return time.layer_s / time.tokens_per_rank
+    def _dealt_for(self, slots_LRS: NDArray[np.int64]) -> Trace:
+        """Requests dealt by a rule for these slots."""
+        options, plan, order = self._options, plan_of_slots(slots_LRS, self._problem), self._orders[:1]
+        plan, _ = with_best_rule(
+            self._problem, options.cost, plan, self._rates, options.first_tokens, order, LOOK_CROWDING
+        )
+        return dealt(order[0], plan)
+
+    def _seconds(self, trace: Trace, slots_LRS: NDArray[np.int64], at: Problem) -> NDArray[np.float64]:
+        """[L] of a layer, by exact traffic of a trace with homes."""
+        cost = self._options.cost
+        counts = traffic(trace, plan_of_slots(slots_LRS, at), cost.tokens_per_rank)
+        return cost.price(replace(at, trace=trace), counts).layer_s
 
     def _homes_and_starts(self, turn: int, name: str) -> tuple[list[Trace], Sequence[NDArray[np.int64]]]:
         """Traces with homes to search on, and where to begin."""
