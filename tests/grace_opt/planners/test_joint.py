@@ -237,7 +237,7 @@ def test_what_compiles_first_is_what_the_search_runs(problem, homes, policy, mon
         ("chosen", "starts_of", "interrupted before the search began, the plan is that of linear"),
         ("given", "best_of_each_layer", "interrupted, the plan is the best of the samples"),
         ("chosen", "with_best_rule", "interrupted, the plan has no rule for homes yet"),
-        ("chosen", "dealt", "interrupted, the best plan so far is kept"),
+        ("chosen", "dealt_in_orders", "interrupted, the best plan so far is kept"),
     ],
 )
 def test_an_interrupt_at_any_stage_leaves_a_plan(problem, homes, stage, message, monkeypatch):
@@ -249,7 +249,7 @@ def test_an_interrupt_at_any_stage_leaves_a_plan(problem, homes, stage, message,
         solution = replace(SMALL, homes=homes)(problem)
     problem.check(solution.plan)
     assert solution.status == "feasible"
-    assert (solution.plan.homes is not None) == (stage == "dealt")
+    assert (solution.plan.homes is not None) == (stage == "dealt_in_orders")
     if stage == "starts_of":
         assert solution.plan.placement.to_lists() == Linear()(problem).plan.placement.to_lists()
 
