@@ -32,7 +32,7 @@ from analysis.bench_cells import (
     cell_parser,
     fill_cells,
     models_recorded,
-)  # fmt: skip
+)
 from analysis.bench_planners_table import print_summary
 from analysis.parts import solve
 from analysis.results import Row, price
@@ -53,7 +53,9 @@ RIVALS = (
     "exflow", "topology_ilp", "lazarus", "lplb",
 )  # fmt: skip
 ALIKE = (*RIVALS, "joint", "joint_with_homes", "grace")
+"""Rows of every cell."""
 DEALT = ("joint_dealt", "joint_dealt_with_homes")
+"""Rows of cells with more slots than every expert once needs: with fewer all layers need all of theirs."""
 
 
 def main(arguments: list[str] | None = None) -> None:

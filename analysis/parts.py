@@ -53,10 +53,15 @@ def problems_of_plan(
     return problems(model, topology, trace, split, homes, plan.placement.slots_used.max(axis=0).tolist())
 
 
+def deals_slots(planner: Planner) -> bool:
+    """Whether it gives some layers more slots than others, where the problem has them dealt."""
+    return bool(getattr(planner, "deals_slots", False))
+
+
 def require_dealer(planners: Collection[Planner]) -> None:
     """Raise ValueError unless one of them deals slots to layers."""
     names = [type(planner).__name__ for planner in planners]
-    if not any(getattr(planner, "deals_slots", False) for planner in planners):
+    if not any(map(deals_slots, planners)):
         raise ValueError(
             f"deal_slots=true would change nothing: {', '.join(names)} give{'s' * (len(names) == 1)} every layer the "
             "same slots, only joint deals them"

@@ -21,7 +21,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.parts import solve, with_wanted_slots
+from analysis.parts import deals_slots, solve, with_wanted_slots
 from grace_opt import __version__
 from grace_opt.atomic import write_atomically, write_text_atomically
 from grace_opt.plan import Plan
@@ -100,7 +100,6 @@ class StudyCache:
         return self.folder / "plans"
 
     def _plan_name(self, planner: Planner, fit: Problem, asks: bool) -> str:
-        deals = fit.dealt and getattr(planner, "deals_slots", False)
         by_structure = getattr(planner, "plans_by", "topology") == "structure"
         room = np.minimum(slots_that_fit(fit.model, fit.topology), fit.model.num_experts).tolist()
         return _digest(
@@ -108,7 +107,7 @@ class StudyCache:
                 *(self.parts[part] for part in ("planner", "model", "trace", "split", "homes")),
                 list(fit.topology.ranks_per_node) if by_structure else self.parts["topology"],
                 {"fit in memory": room} if asks else fit.slots_per_rank.tolist(),
-                *(["dealt"] if deals else []),
+                *(["dealt"] if fit.dealt and deals_slots(planner) else []),
             ]
         )
 
